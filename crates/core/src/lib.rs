@@ -1,0 +1,7 @@
+//! Decisions of Backstop as pure code.
+//!
+//! Nothing here knows tokio, a clock, a source of randomness, files or the network: every function gets `now`
+//! and a random generator from its caller, so that a week of operation runs in a millisecond of test and a seed
+//! repeats a failure.
+
+pub mod table;
