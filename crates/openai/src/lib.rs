@@ -1,4 +1,13 @@
 //! The OpenAI wire format as far as a gateway needs it.
 //!
-//! Pure functions over bytes: what a request asks for ([`peek`]), what an event of a stream says ([`stream`]),
-//! how an error looks ([`error`]). No I/O, no clock.
+//! Pure functions over bytes: which API a path names ([`Api`]), what a request asks for ([`peek`]), where the
+//! events of a stream begin and end ([`sse`]), what an event says ([`stream`]), how an error looks ([`error`]).
+//! No I/O, no clock, no DOM: a body is read once and passed on untouched.
+
+mod api;
+pub mod error;
+pub mod peek;
+pub mod sse;
+pub mod stream;
+
+pub use api::Api;

@@ -1,0 +1,33 @@
+/// Which OpenAI API a request addresses, by its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Api {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+    /// `/v1/embeddings`
+    Embeddings,
+    /// `/v1/responses`
+    Responses,
+    /// Any other `/v1/…`: passed through by `model` or by the service header.
+    Other,
+}
+
+impl Api {
+    /// `None` outside `/v1/`.
+    pub fn from_path(path: &str) -> Option<Self> {
+        let rest = path.strip_prefix("/v1/")?;
+        Some(match rest.strip_suffix('/').unwrap_or(rest) {
+            "chat/completions" => Self::Chat,
+            "completions" => Self::Completions,
+            "embeddings" => Self::Embeddings,
+            "responses" => Self::Responses,
+            _ => Self::Other,
+        })
+    }
+
+    /// The four whose body is a JSON object that must name a `model` and whose only method is POST.
+    pub fn is_json_post(self) -> bool {
+        self != Self::Other
+    }
+}
