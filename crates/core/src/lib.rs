@@ -4,4 +4,9 @@
 //! and a random generator from its caller, so that a week of operation runs in a millisecond of test and a seed
 //! repeats a failure.
 
+pub mod balance;
+pub mod breaker;
+pub mod health;
+pub mod outlier;
+pub mod progress;
 pub mod table;

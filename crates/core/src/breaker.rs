@@ -1,0 +1,120 @@
+//! One circuit breaker per endpoint: closed → open → half-open with a single probe → closed.
+
+use std::time::Instant;
+
+use crate::table::BreakerSpec;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breaker {
+    Closed {
+        /// Consecutive failures so far.
+        failures: u32,
+    },
+    Open {
+        until: Instant,
+    },
+    /// One request is out to see whether the endpoint is back.
+    HalfOpen,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self::Closed { failures: 0 }
+    }
+}
+
+/// How an attempt ended, as far as the endpoint is to blame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The answer *completed*; a stream that merely opened has no outcome yet.
+    Success,
+    /// Says nothing about the endpoint: the client's mistake or disappearance, or back-pressure.
+    Neutral,
+    /// Connection refused or lost, 5xx, timeout, stall, garbage, truncation.
+    Failure,
+}
+
+/// What the breaker did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Opened,
+    Closed,
+}
+
+impl Breaker {
+    /// Whether an attempt may start now.
+    pub fn would_admit(&self, now: Instant) -> bool {
+        match self {
+            Self::Closed { .. } => true,
+            Self::Open { until } => now >= *until,
+            Self::HalfOpen => false,
+        }
+    }
+
+    /// Starts an attempt. After the open time exactly one is let through; it must be answered by
+    /// [`Self::finish`].
+    pub fn admit(&mut self, now: Instant) -> bool {
+        let admitted = self.would_admit(now);
+        if admitted && matches!(self, Self::Open { .. }) {
+            *self = Self::HalfOpen;
+        }
+        admitted
+    }
+
+    /// Takes in the end of an attempt.
+    pub fn finish(&mut self, outcome: Outcome, spec: &BreakerSpec, now: Instant) -> Option<Change> {
+        let open = Self::Open { until: now + spec.open };
+        match (*self, outcome) {
+            (Self::Closed { .. }, Outcome::Success) => *self = Self::default(),
+            (Self::Closed { failures }, Outcome::Failure) if failures + 1 >= spec.failures => {
+                *self = open;
+                return Some(Change::Opened);
+            }
+            (Self::Closed { failures }, Outcome::Failure) => *self = Self::Closed { failures: failures + 1 },
+            // An attempt from before the opening that succeeds is no proof that the endpoint is well now.
+            (Self::Open { .. }, _) | (Self::Closed { .. }, Outcome::Neutral) => {}
+            (Self::HalfOpen, Outcome::Success) => {
+                *self = Self::default();
+                return Some(Change::Closed);
+            }
+            (Self::HalfOpen, Outcome::Failure) => *self = open,
+            // The probe proved nothing: the next request may try at once.
+            (Self::HalfOpen, Outcome::Neutral) => *self = Self::Open { until: now },
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn opens_probes_once_and_closes() {
+        let spec = BreakerSpec { failures: 3, open: Duration::from_secs(10) };
+        let start = Instant::now();
+        let at = |secs| start + Duration::from_secs(secs);
+        let mut breaker = Breaker::default();
+        for outcome in
+            [Outcome::Failure, Outcome::Failure, Outcome::Success, Outcome::Failure, Outcome::Failure]
+        {
+            assert_eq!(breaker.finish(outcome, &spec, at(0)), None);
+        }
+        assert_eq!(breaker.finish(Outcome::Neutral, &spec, at(0)), None);
+        assert_eq!(breaker.finish(Outcome::Failure, &spec, at(0)), Some(Change::Opened));
+        assert!(!breaker.admit(at(9)));
+        // A late success of an older attempt does not close it.
+        assert_eq!(breaker.finish(Outcome::Success, &spec, at(9)), None);
+        assert!(breaker.admit(at(10)));
+        assert!(!breaker.admit(at(10)), "a second probe");
+        assert_eq!(breaker.finish(Outcome::Failure, &spec, at(11)), None);
+        assert!(!breaker.admit(at(20)));
+        assert!(breaker.admit(at(21)));
+        assert_eq!(breaker.finish(Outcome::Neutral, &spec, at(22)), None);
+        assert!(breaker.admit(at(22)));
+        assert_eq!(breaker.finish(Outcome::Success, &spec, at(23)), Some(Change::Closed));
+        assert!(breaker.admit(at(23)) && breaker.admit(at(23)));
+    }
+}
