@@ -1,1 +1,47 @@
+//! A simulated OpenAI-compatible model server: fast, deterministic, and able to fail in every way real ones do.
+//!
+//! Tests, the demo and benchmarks put it behind the gateway. What it answers is a pure function of its seed and
+//! the conversation ([`expected_text`]), so a test knows what a client must receive whatever went wrong on the
+//! way. Faults are set through [`Sim::faults`], the admin calls under `/sim/`, or a request's `x-sim-fault`
+//! header.
+//!
+//! It shares no code with the gateway: it has its own view of the protocol, or both would make the same mistake.
+//!
+//! ```no_run
+//! # async fn example() -> std::io::Result<()> {
+//! use backstop_engine_sim::{Cut, Fault, Rule, Sim, SimConfig};
+//!
+//! let sim = Sim::start(SimConfig::default()).await?;
+//! sim.faults().add(Rule::times(Fault::Cut { after: 3, how: Cut::Rst, mid_event: false }, 1));
+//! println!("{}", sim.url());
+//! # Ok(())
+//! # }
+//! ```
 
+mod answer;
+mod api;
+mod args;
+mod body;
+mod config;
+mod connection;
+mod dist;
+mod engine;
+mod fault;
+mod frame;
+mod job;
+mod problem;
+mod request;
+mod requestlog;
+mod schedule;
+mod server;
+mod text;
+mod writer;
+
+pub use args::{SimArgs, run};
+pub use config::{Dialect, SimConfig};
+pub use dist::{Dist, DistError};
+pub use engine::Stats;
+pub use fault::{Cut, Fault, FaultError, Faults, Rule};
+pub use requestlog::LoggedRequest;
+pub use server::Sim;
+pub use text::{expected_completion, expected_text};

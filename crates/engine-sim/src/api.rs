@@ -1,0 +1,215 @@
+//! The endpoints: from a request's head to its response.
+
+use std::future::pending;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::body::SimBody;
+use crate::config::Dialect;
+use crate::connection::Ending;
+use crate::engine::{Engine, InFlight, count};
+use crate::fault::{Cut, Fault, Scope, parse_header};
+use crate::job::Job;
+use crate::problem::{Problem, json_response};
+use crate::schedule::QueueFull;
+use crate::writer::Writer;
+
+const FAULT_HEADER: &str = "x-sim-fault";
+
+/// The endpoints of the model.
+#[derive(Debug, Clone, Copy)]
+enum Endpoint {
+    Chat,
+    Text,
+}
+
+/// Answers a request; an error closes the connection without an answer.
+pub(crate) async fn handle(
+    engine: Arc<Engine>,
+    ending: Arc<Ending>,
+    request: Request<Incoming>,
+) -> io::Result<Response<SimBody>> {
+    let path = request.uri().path().trim_end_matches('/').to_owned();
+    if path == "/health" {
+        return Ok(health(&engine));
+    }
+    match serve(engine, ending, &path, request).await {
+        Ok(response) => Ok(response),
+        Err(Failure::Problem(problem)) => Ok(problem.into_response()),
+        Err(Failure::Closed(error)) => Err(error),
+    }
+}
+
+enum Failure {
+    Problem(Problem),
+    Closed(io::Error),
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+async fn serve(
+    engine: Arc<Engine>,
+    ending: Arc<Ending>,
+    path: &str,
+    request: Request<Incoming>,
+) -> Result<Response<SimBody>, Failure> {
+    count(&engine.counters.requests, 1);
+    let number = engine.counters.requests.load(std::sync::atomic::Ordering::SeqCst);
+    let (head, body) = request.into_parts();
+    let body = read_body(body, engine.config.max_body).await?;
+    engine.log.push(number, &head, &body);
+    let endpoint = match (&head.method, path) {
+        (&Method::POST, "/v1/chat/completions") => Endpoint::Chat,
+        (&Method::POST, "/v1/completions") => Endpoint::Text,
+        (&Method::GET, "/v1/models") => return Ok(models(&engine)),
+        _ => {
+            let message = format!("unknown request `{} {path}`", head.method);
+            return Err(Problem::new(StatusCode::NOT_FOUND, message).into());
+        }
+    };
+    let faults = faults_of(&engine, &head.headers)?;
+    let in_flight = InFlight::new(&engine);
+    let chance = engine.chance(number);
+    let writer = Writer { engine, ending, faults, in_flight, chance };
+    if let Some(fault) = writer.faults.iter().find(|fault| fault.comes_first()).cloned() {
+        return before_answer(writer, fault).await;
+    }
+    answer(writer, endpoint, number, &body).await
+}
+
+async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let message = format!("request body is larger than {limit} bytes");
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, message).into())
+        }
+        Err(error) => Err(Failure::Closed(io::Error::other(error))),
+    }
+}
+
+fn faults_of(engine: &Engine, headers: &http::HeaderMap) -> Result<Vec<Fault>, Problem> {
+    let mut faults = Vec::new();
+    for value in headers.get_all(FAULT_HEADER) {
+        let text = String::from_utf8_lossy(value.as_bytes());
+        let parsed = parse_header(&text, &engine.config.name);
+        faults.extend(parsed.map_err(|error| Problem::invalid(format!("`{FAULT_HEADER}`: {error}")))?);
+    }
+    faults.extend(engine.faults.take(Scope::Request));
+    if !faults.is_empty() {
+        count(&engine.counters.faulted, 1);
+    }
+    Ok(faults)
+}
+
+/// Faults that replace the answer.
+async fn before_answer(writer: Writer, fault: Fault) -> Result<Response<SimBody>, Failure> {
+    match fault {
+        Fault::Status { status, retry_after, message } => {
+            writer.in_flight.end();
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let message = message.unwrap_or_else(|| format!("simulated status {}", status.as_u16()));
+            Err(Problem::new(status, message).retry_after(retry_after).into())
+        }
+        Fault::Hangup { how } => {
+            if how == Cut::Rst {
+                writer.ending.reset();
+            }
+            writer.in_flight.end();
+            Err(Failure::Closed(io::Error::other("simulated hangup")))
+        }
+        _ => pending().await,
+    }
+}
+
+async fn answer(
+    mut writer: Writer,
+    endpoint: Endpoint,
+    number: u64,
+    body: &[u8],
+) -> Result<Response<SimBody>, Failure> {
+    let (job, ticket) = match prepare(&writer.engine, endpoint, number, body) {
+        Ok(prepared) => prepared,
+        Err(problem) => {
+            writer.in_flight.end();
+            return Err(problem.into());
+        }
+    };
+    let mut style = writer.engine.config.write_style();
+    if let Some(bytes) = writer.faults.iter().find_map(Fault::dribble) {
+        style.bytes_per_write = Some(bytes);
+    }
+    if job.stream {
+        let mut response = Response::new(SimBody::written(style, |out| writer.stream(job, ticket, out)));
+        let event_stream = header::HeaderValue::from_static("text/event-stream; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, event_stream);
+        return Ok(response);
+    }
+    let whole = writer.plain(job, ticket).await;
+    let Some(fault) = writer.plain_fault() else {
+        writer.in_flight.end();
+        return Ok(json_response(whole));
+    };
+    let length =
+        if matches!(fault, Fault::Cut { how: Cut::End, .. }) { whole.len() / 2 } else { whole.len() };
+    let mut response = json_response(Bytes::new());
+    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    *response.body_mut() = SimBody::written(style, |out| writer.plain_body(whole, fault, out));
+    Ok(response)
+}
+
+fn prepare(
+    engine: &Engine,
+    endpoint: Endpoint,
+    number: u64,
+    body: &[u8],
+) -> Result<(Job, crate::schedule::Ticket), Problem> {
+    let config = &engine.config;
+    let job = match endpoint {
+        Endpoint::Chat => Job::chat(config, number, parse(body)?)?,
+        Endpoint::Text => Job::text(config, number, parse(body)?)?,
+    };
+    let kv_tokens = job.kv_tokens().min(config.kv_tokens.unwrap_or(u64::MAX));
+    match engine.scheduler.enqueue(kv_tokens) {
+        Ok(ticket) => Ok((job, ticket)),
+        Err(QueueFull) => {
+            count(&engine.counters.rejected, 1);
+            let message = "the queue is full; try again later";
+            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(Some(1)))
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| Problem::invalid(format!("invalid request body: {error}")))
+}
+
+fn models(engine: &Engine) -> Response<SimBody> {
+    let id = engine.config.model.as_deref().unwrap_or(&engine.config.name);
+    let model =
+        json!({"id": id, "object": "model", "created": crate::job::unix_now(), "owned_by": "backstop-sim"});
+    json_response(Bytes::from(json!({"object": "list", "data": [model]}).to_string()))
+}
+
+fn health(engine: &Engine) -> Response<SimBody> {
+    count(&engine.counters.health_checks, 1);
+    if let Some(Fault::Health { status }) = engine.faults.take(Scope::Health) {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        return Problem::new(status, "simulated ill health").into_response();
+    }
+    match engine.config.dialect {
+        Dialect::Vllm => Response::new(SimBody::from(Bytes::new())),
+        Dialect::LlamaCpp => json_response(Bytes::from_static(b"{\"status\":\"ok\"}")),
+    }
+}

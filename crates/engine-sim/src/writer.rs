@@ -1,0 +1,234 @@
+//! Decodes a job and writes the answer, with whatever goes wrong on the way.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use tokio::time::Instant;
+
+use crate::answer::{Answer, Finish};
+use crate::body::Out;
+use crate::connection::Ending;
+use crate::dist::Chance;
+use crate::engine::{Engine, InFlight, count};
+use crate::fault::{Cut, Fault};
+use crate::frame::{Choice, Usage, Wire};
+use crate::job::Job;
+use crate::problem::Problem;
+use crate::schedule::Ticket;
+
+/// Everything that answering a request takes.
+pub(crate) struct Writer {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) ending: Arc<Ending>,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) in_flight: InFlight,
+    pub(crate) chance: Chance,
+}
+
+impl Writer {
+    /// Streams the answer. An error closes the connection.
+    pub(crate) async fn stream(mut self, job: Job, ticket: Ticket, mut out: Out) -> io::Result<()> {
+        let Some(_slot) = ticket.slot().await else { return Ok(()) };
+        let Job { mut wire, mut answers, prompt_tokens, .. } = job;
+        self.first_token(prompt_tokens).await;
+        for event in wire.open(answers.len()) {
+            out.send(event).await;
+            out.end_event().await;
+        }
+        let mut due = Instant::now();
+        let mut chunks = 0;
+        let mut live = true;
+        while live {
+            live = false;
+            for (choice, answer) in answers.iter_mut().enumerate() {
+                let next = answer.clone().next().map(|piece| (choice, piece));
+                match self.strike(chunks, wire.as_mut(), next, &mut out).await {
+                    ControlFlow::Break(Ok(())) => return self.end(Ok(())),
+                    ControlFlow::Break(Err(error)) => return self.end(Err(error)),
+                    ControlFlow::Continue(()) => {}
+                }
+                let Some(piece) = answer.next() else { continue };
+                live = true;
+                self.thaw(&mut due).await;
+                count(&self.engine.counters.generation_tokens, 1);
+                out.send(wire.content(choice, piece)).await;
+                chunks += 1;
+            }
+            if live {
+                count(&self.engine.counters.decode_steps, 1);
+                self.between_tokens(&mut due, &mut out).await;
+            }
+        }
+        self.finish(wire.as_mut(), &answers, prompt_tokens, &mut out).await;
+        self.end(Ok(()))
+    }
+
+    /// Decodes the whole answer and returns it as JSON.
+    pub(crate) async fn plain(&mut self, job: Job, ticket: Ticket) -> Bytes {
+        let Some(_slot) = ticket.slot().await else { return Bytes::new() };
+        let Job { wire, answers, prompt_tokens, .. } = job;
+        self.first_token(prompt_tokens).await;
+        let mut due = Instant::now();
+        let steps = answers.iter().map(|answer| answer.clone().count()).max().unwrap_or(0);
+        let mut answers = answers;
+        let mut texts = vec![String::new(); answers.len()];
+        for _ in 0..steps {
+            self.thaw(&mut due).await;
+            for (answer, text) in answers.iter_mut().zip(&mut texts) {
+                if let Some(piece) = answer.next() {
+                    text.push_str(piece);
+                    count(&self.engine.counters.generation_tokens, 1);
+                }
+            }
+            count(&self.engine.counters.decode_steps, 1);
+            self.next_token(&mut due).await;
+        }
+        self.count_finished(&answers);
+        let finish = answers.iter().map(Answer::finish);
+        let choices: Vec<_> =
+            texts.into_iter().zip(finish).map(|(text, finish)| Choice { text, finish }).collect();
+        wire.plain(&choices, usage(&answers, prompt_tokens))
+    }
+
+    /// Writes a plain body, as far as the faults let it.
+    pub(crate) async fn plain_body(self, mut whole: Bytes, cut: Fault, mut out: Out) -> io::Result<()> {
+        out.send(whole.split_to(whole.len() / 2)).await;
+        out.flush().await;
+        match cut {
+            Fault::Cut { how, .. } => {
+                let result = self.cut(how);
+                self.end(result)
+            }
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// The fault that hits a plain body, if any.
+    pub(crate) fn plain_fault(&self) -> Option<Fault> {
+        self.faults.iter().find(|it| matches!(it, Fault::Cut { .. } | Fault::Stall { .. })).cloned()
+    }
+
+    /// Lets the faults due after `chunks` content chunks happen; a break ends the stream.
+    async fn strike(
+        &mut self,
+        chunks: u64,
+        wire: &mut dyn Wire,
+        next: Option<(usize, &str)>,
+        out: &mut Out,
+    ) -> ControlFlow<io::Result<()>> {
+        let due = |fault: &Fault| fault.after() == Some(chunks);
+        while let Some(at) = self.faults.iter().position(due) {
+            match self.faults.swap_remove(at) {
+                Fault::Cut { how, mid_event, .. } => {
+                    if let (true, Some((choice, piece))) = (mid_event, next) {
+                        let event = wire.content(choice, piece);
+                        out.send(event.slice(..event.len() / 2)).await;
+                    }
+                    out.flush().await;
+                    return ControlFlow::Break(self.cut(how));
+                }
+                Fault::Stall { .. } => {
+                    out.flush().await;
+                    return std::future::pending().await;
+                }
+                Fault::InvalidEvent { .. } => {
+                    out.send(Bytes::from_static(b"data: {\"choices\":[{]}\n\n")).await
+                }
+                Fault::Garbage { .. } => {
+                    out.send(Bytes::from_static(b"\xff\xfe\x00\x01garbage\xc3\x28\n\n")).await
+                }
+                Fault::ErrorEvent { .. } => {
+                    let problem =
+                        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "simulated error in the stream");
+                    out.send(Bytes::from(format!("data: {}\n\n", problem.json()))).await;
+                    return ControlFlow::Break(Ok(()));
+                }
+                _ => {}
+            }
+            out.end_event().await;
+        }
+        ControlFlow::Continue(())
+    }
+
+    async fn finish(&self, wire: &mut dyn Wire, answers: &[Answer], prompt_tokens: u64, out: &mut Out) {
+        let mut events = Vec::new();
+        if !self.faults.contains(&Fault::NoFinish) {
+            let finish = |(choice, answer): (usize, &Answer)| wire.finish(choice, answer.finish());
+            events.extend(answers.iter().enumerate().flat_map(finish));
+            events.extend(wire.close(usage(answers, prompt_tokens)));
+        }
+        if !self.faults.contains(&Fault::NoDone) {
+            events.extend(wire.done());
+        }
+        self.count_finished(answers);
+        for event in events {
+            out.end_event().await;
+            out.send(event).await;
+        }
+    }
+
+    fn cut(&self, how: Cut) -> io::Result<()> {
+        match how {
+            Cut::End => return Ok(()),
+            Cut::Fin => {}
+            Cut::Rst => self.ending.reset(),
+        }
+        Err(io::Error::other("simulated cut"))
+    }
+
+    fn end(self, result: io::Result<()>) -> io::Result<()> {
+        self.in_flight.end();
+        result
+    }
+
+    /// Waits for the first token; counts the prompt as read by then.
+    async fn first_token(&mut self, prompt_tokens: u64) {
+        let mut delay = self.engine.config.ttft.sample(&mut self.chance);
+        delay += self.faults.iter().filter_map(Fault::first_token_delay).sum::<Duration>();
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        self.engine.faults.thawed().await;
+        count(&self.engine.counters.prompt_tokens, prompt_tokens);
+    }
+
+    async fn between_tokens(&mut self, due: &mut Instant, out: &mut Out) {
+        if !self.next_token(due).await {
+            out.end_event().await;
+        }
+    }
+
+    /// Waits until the next token is due; `false` if it is at once.
+    async fn next_token(&mut self, due: &mut Instant) -> bool {
+        let delay = self.engine.config.itl.sample(&mut self.chance);
+        if delay.is_zero() {
+            return false;
+        }
+        // Counted from when this token was due, so that timer slack does not add up.
+        *due += delay;
+        tokio::time::sleep_until(*due).await;
+        true
+    }
+
+    async fn thaw(&self, due: &mut Instant) {
+        if self.engine.faults.thawed().await {
+            *due = Instant::now();
+        }
+    }
+
+    fn count_finished(&self, answers: &[Answer]) {
+        let counters = &self.engine.counters;
+        let length = answers.iter().any(|answer| answer.finish() == Finish::Length);
+        let counter = if length { &counters.length } else { &counters.stopped };
+        counter.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn usage(answers: &[Answer], prompt: u64) -> Usage {
+    Usage { prompt, completion: answers.iter().map(Answer::written).sum() }
+}
