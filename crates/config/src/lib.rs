@@ -1,1 +1,163 @@
+//! Configuration of Backstop: read, check, compile.
+//!
+//! A file goes through five steps, and only the last two need it to be free of mistakes:
+//! text → tree with positions and environment (`source`) → checked against the schema (`check`) → checked
+//! for what a schema can't say (`validate`) → typed, immutable [`Config`] → [`TableSpec`].
+//! The first three collect every problem there is. The types (`types`) are the single source of the schema,
+//! of the checks and of the reference in `docs/config.md`.
+//!
+//! Nothing here opens sockets, resolves names or watches files; [`load`] reads one file, the rest is pure.
 
+mod check;
+mod compile;
+mod env;
+mod http;
+mod node;
+mod order;
+mod problem;
+mod reference;
+mod schema;
+mod source;
+#[cfg(test)]
+mod tests;
+mod types;
+mod units;
+mod validate;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use backstop_core::table::TableSpec;
+use serde_json::Value;
+
+pub use crate::problem::{Problem, Problems};
+pub use crate::units::Store;
+
+/// Larger files are refused.
+const MOST_BYTES: u64 = 4 << 20;
+
+/// A valid configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    listen: SocketAddr,
+    admin_listen: SocketAddr,
+    store: Store,
+    state_dir: PathBuf,
+    services: Vec<types::Service>,
+}
+
+impl Config {
+    /// Where clients connect; port 0 = any free port.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// Where the admin API listens, a loopback address; port 0 = any free port.
+    pub fn admin_listen(&self) -> SocketAddr {
+        self.admin_listen
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// As written: relative to the working directory unless absolute.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+}
+
+/// Reads a file, filling in the environment of this process.
+///
+/// # Errors
+///
+/// Everything that is wrong with the file, or why it can't be read.
+pub fn load(path: &Path) -> Result<Config, Problems> {
+    let file = path.display().to_string();
+    let mut bytes = Vec::new();
+    // One byte more than allowed is enough to know.
+    File::open(path)
+        .and_then(|opened| opened.take(MOST_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| unreadable(&file, &error))?;
+    match String::from_utf8(bytes) {
+        Ok(text) => parse(&text, &file, &|name| std::env::var(name).ok()),
+        Err(error) => Err(not_utf8(&file, &error).into()),
+    }
+}
+
+/// Reads a text; `file` is only named in problems, `env` gives the values of environment variables.
+///
+/// # Errors
+///
+/// Everything that is wrong with the text.
+pub fn parse(text: &str, file: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Problems> {
+    if text.len() as u64 > MOST_BYTES {
+        let message = format!("the file is larger than {} MiB", MOST_BYTES >> 20);
+        return Err(Problem::of_file(file, message).into());
+    }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut problems = Vec::new();
+    let mut value = None;
+    if let Some(root) = source::read(text, file, env, &mut problems) {
+        value = check::check(&root, &schema::Schema::new(), file, &mut problems);
+        validate::validate(&root, file, &mut problems);
+    }
+    match value.map(serde_json::from_value::<types::Document>) {
+        Some(Ok(document)) if problems.is_empty() => Ok(document.into()),
+        // The error's text may hold values from the environment; that there is one at all is our mistake.
+        _ if problems.is_empty() => {
+            let message = "the check let something through that can't be used".to_owned();
+            let hint = "this is a fault of Backstop; please report it with the file".to_owned();
+            Err(Problem::of_file(file, message).hint(Some(hint)).into())
+        }
+        _ => Err(Problems::new(problems)),
+    }
+}
+
+/// The table that a configuration describes, as its `revision`.
+pub fn compile(config: &Config, revision: u64) -> TableSpec {
+    compile::table(&config.services, revision)
+}
+
+/// The JSON schema of the file, for editors. Durations and the like have a `format` of their own.
+pub fn schema() -> Value {
+    schema::Schema::new().into_public()
+}
+
+/// The reference of all keys as Markdown: `docs/config.md`.
+pub fn reference() -> String {
+    reference::markdown(&schema::Schema::new())
+}
+
+impl From<types::Document> for Config {
+    fn from(document: types::Document) -> Self {
+        Self {
+            listen: document.listen.0,
+            admin_listen: document.admin.listen.0,
+            store: document.store,
+            state_dir: document.state_dir.into(),
+            services: document.services,
+        }
+    }
+}
+
+fn unreadable(file: &str, error: &io::Error) -> Problem {
+    let (message, hint) = match error.kind() {
+        io::ErrorKind::NotFound => ("no such file", Some("name the file with `-c FILE`")),
+        io::ErrorKind::PermissionDenied => ("no permission to read the file", None),
+        io::ErrorKind::IsADirectory => ("this is a directory", Some("name the file in it")),
+        _ => return Problem::of_file(file, format!("can't be read: {error}")),
+    };
+    Problem::of_file(file, message.to_owned()).hint(hint.map(str::to_owned))
+}
+
+fn not_utf8(file: &str, error: &std::string::FromUtf8Error) -> Problem {
+    let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+    let valid = String::from_utf8_lossy(valid);
+    let line = valid.matches('\n').count() + 1;
+    let column = valid.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
+    let at = problem::Position { line, column };
+    Problem::new(file, at, String::new(), "not UTF-8".to_owned()).expected("text in UTF-8")
+}

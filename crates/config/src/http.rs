@@ -1,0 +1,159 @@
+//! Parts of HTTP that appear in a configuration: URLs, paths and headers.
+
+use std::net::Ipv6Addr;
+
+use backstop_core::table::Target;
+use serde::{Serialize, Serializer};
+
+use crate::units::{Complaint, Unit, unit};
+
+/// Where an endpoint listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HttpUrl(pub(crate) Target);
+
+unit!(HttpUrl);
+
+impl Unit for HttpUrl {
+    const FORMAT: &'static str = "http-url";
+    const EXPECTED: &'static str = "`http://`, a host, a port and perhaps a path, such as `http://10.0.0.7:8000` or `http://gpu-1:8000/openai`";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        const NOT: Complaint = Complaint::new("is not an HTTP URL", HttpUrl::EXPECTED);
+        let (scheme, rest) = text.split_once("://").ok_or(NOT.hint("begin it with `http://`"))?;
+        if scheme.eq_ignore_ascii_case("https") {
+            return Err(Complaint::new("uses TLS", Self::EXPECTED)
+                .hint("TLS to upstreams comes in a later release; this one speaks plain HTTP to them"));
+        }
+        if !scheme.eq_ignore_ascii_case("http") {
+            return Err(NOT);
+        }
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        if path.contains(['?', '#']) {
+            return Err(NOT.hint("leave out the query and the fragment"));
+        }
+        if authority.contains('@') {
+            return Err(NOT.hint("leave out the user; a key for the upstream goes into `api_key`"));
+        }
+        let (host, port) = split_authority(authority).ok_or(NOT)?;
+        if !is_path(path) {
+            return Err(NOT);
+        }
+        Ok(Self(Target { host: host.to_owned(), port, base_path: base_path(path).to_owned() }))
+    }
+}
+
+/// Requests bring their own `/v1/…`, so a base that ends with it would double it.
+fn base_path(path: &str) -> &str {
+    let path = path.trim_end_matches('/');
+    path.strip_suffix("/v1").unwrap_or(path).trim_end_matches('/')
+}
+
+/// Host (IPv6 without brackets) and port, 80 if there is none.
+fn split_authority(authority: &str) -> Option<(&str, u16)> {
+    let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
+        let (host, port) = rest.split_once(']')?;
+        host.parse::<Ipv6Addr>().ok()?;
+        (host, port)
+    } else {
+        let (host, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
+        let valid = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+        if host.is_empty() || host.len() > 253 || !host.bytes().all(valid) {
+            return None;
+        }
+        (host, port)
+    };
+    let port = match port.strip_prefix(':') {
+        None if port.is_empty() => 80,
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
+            digits.parse().ok().filter(|port| *port > 0)?
+        }
+        _ => return None,
+    };
+    Some((host, port))
+}
+
+/// Empty, or `/` and what RFC 3986 allows in a path.
+fn is_path(path: &str) -> bool {
+    let valid = |b: u8| b.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@%".contains(&b);
+    (path.is_empty() || path.starts_with('/')) && path.bytes().all(valid)
+}
+
+fn is_query(query: &str) -> bool {
+    query.bytes().all(|b| b.is_ascii_alphanumeric() || b"/?-._~!$&'()*+,;=:@%".contains(&b))
+}
+
+impl Serialize for HttpUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.url())
+    }
+}
+
+/// A path on the endpoint's own host, with its query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HttpPath(pub(crate) String);
+
+unit!(HttpPath);
+
+impl Unit for HttpPath {
+    const FORMAT: &'static str = "http-path";
+    const EXPECTED: &'static str = "a path that begins with `/`, such as `/health`";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        let (path, query) = text.split_once('?').unwrap_or((text, ""));
+        if path.starts_with('/') && is_path(path) && is_query(query) {
+            return Ok(Self(text.to_owned()));
+        }
+        let complaint = Complaint::new("is not a path", Self::EXPECTED);
+        Err(if text.contains("://") {
+            complaint.hint("the host is the endpoint's own; leave it out")
+        } else {
+            complaint
+        })
+    }
+}
+
+impl Serialize for HttpPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// Name of a header, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct HeaderName(pub(crate) String);
+
+unit!(HeaderName);
+
+impl Unit for HeaderName {
+    const FORMAT: &'static str = "header-name";
+    const EXPECTED: &'static str = "the name of a header, such as `x-gray-release`";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        let valid = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        if text.is_empty() || text.len() > 256 || !text.bytes().all(valid) {
+            return Err(Complaint::new("is not the name of a header", Self::EXPECTED));
+        }
+        Ok(Self(text.to_ascii_lowercase()))
+    }
+}
+
+/// Value of a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HeaderText(pub(crate) String);
+
+unit!(HeaderText);
+
+impl Unit for HeaderText {
+    const FORMAT: &'static str = "header-value";
+    const EXPECTED: &'static str = "the whole value of the header, in visible ASCII characters";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        // Proxies and clients strip spaces at the ends, so such a value would never match.
+        let valid = text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+        if valid && !text.is_empty() && text.trim() == text {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Complaint::new("is not the value of a header", Self::EXPECTED))
+        }
+    }
+}
