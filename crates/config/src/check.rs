@@ -262,20 +262,10 @@ impl Checker<'_> {
         let shown = if schema["format"] == Secret::FORMAT && !node.is_filled() {
             "***".to_owned()
         } else {
-            without_password(node.shown())
+            node.shown()
         };
         Problem::new(self.file, node.at, path.to_owned(), format!("`{shown}` {what}"))
             .value(shown)
             .expected(self.schema.expected(schema))
-    }
-}
-
-/// Hides `user:password@` of a URL.
-fn without_password(shown: String) -> String {
-    let Some(start) = shown.find("://").map(|at| at + 3) else { return shown };
-    let end = shown[start..].find(['/', '?', '#']).map_or(shown.len(), |at| start + at);
-    match shown[start..end].rfind('@') {
-        Some(at) => format!("{}***{}", &shown[..start], &shown[start + at..]),
-        None => shown,
     }
 }

@@ -145,7 +145,9 @@ impl From<types::Document> for Config {
 
 fn unreadable(file: &str, error: &io::Error) -> Problem {
     let (message, hint) = match error.kind() {
-        io::ErrorKind::NotFound => ("no such file", Some("name the file with `-c FILE`")),
+        io::ErrorKind::NotFound => {
+            ("no such file", Some("check the path; it is relative to the working directory"))
+        }
         io::ErrorKind::PermissionDenied => ("no permission to read the file", None),
         io::ErrorKind::IsADirectory => ("this is a directory", Some("name the file in it")),
         _ => return Problem::of_file(file, format!("can't be read: {error}")),

@@ -1,5 +1,6 @@
 //! [`Problem`]: one mistake in a configuration, told so that it can be mended without asking.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::Serialize;
@@ -152,14 +153,25 @@ pub(crate) struct Position {
     pub(crate) column: usize,
 }
 
-/// A value fit for a message: one line, printable, not longer than a terminal's width.
+/// A value fit for a message: one line, printable, short, without the password of a URL.
 pub(crate) fn shown(text: &str) -> String {
     const MOST: usize = 80;
+    let text = &without_password(text);
     let mut shown: String = text.chars().take(MOST).flat_map(visible).collect();
     if text.chars().nth(MOST).is_some() {
         shown.push('…');
     }
     shown
+}
+
+/// Hides `user:password@` of a URL.
+fn without_password(text: &str) -> Cow<'_, str> {
+    let Some(start) = text.find("://").map(|at| at + 3) else { return text.into() };
+    let end = text[start..].find(['/', '?', '#']).map_or(text.len(), |at| start + at);
+    match text[start..end].rfind('@') {
+        Some(at) => format!("{}***{}", &text[..start], &text[start + at..]).into(),
+        None => text.into(),
+    }
 }
 
 fn visible(c: char) -> impl Iterator<Item = char> {
@@ -180,7 +192,7 @@ pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
         .into_iter()
         .filter(|candidate| candidate.len() <= LONGEST)
         .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.chars().count() / 3).max(1))
+        .filter(|(distance, candidate)| *distance <= name.len().max(candidate.len()) / 3)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

@@ -251,6 +251,22 @@ services:
 }
 
 #[test]
+fn nearest_names() {
+    #[track_caller]
+    fn check(name: &str, candidates: &[&str], expected: Option<&str>) {
+        assert_eq!(crate::problem::nearest(name, candidates.iter().copied()), expected);
+    }
+    check("enpoints", &["name", "endpoints"], Some("endpoints"));
+    check("timeout", &["timeouts", "retry"], Some("timeouts"));
+    check("Listen", &["listen"], Some("listen"));
+    check("ulr", &["url", "engine"], Some("url"));
+    check("v22", &["v1", "v2"], Some("v2"));
+    check("v3", &["v1", "v2"], None);
+    check("release", &["rules", "retry"], None);
+    check(&"x".repeat(1 << 20), &["url"], None);
+}
+
+#[test]
 fn layout() {
     let problems = read(&with_service("timeouts: { conect: 1s, total: 5 parsecs }")).unwrap_err();
     assert_eq!(
@@ -307,7 +323,7 @@ fn syntax() {
     fn check(text: &str, at: &str, hint: Option<&str>) {
         let problems = read(text).unwrap_err();
         let problem = problems.iter().next().unwrap();
-            assert_eq!(problems.len(), 1, "{problems}");
+        assert_eq!(problems.len(), 1, "{problems}");
         assert!(problem.message.starts_with("not valid YAML: "), "{problem}");
         assert_eq!(
             (format!("{}:{}", problem.line, problem.column).as_str(), problem.hint.as_deref()),
@@ -419,6 +435,10 @@ fn endpoints() {
     check_endpoint(
         "{ url: \"http://u:pw@h:1\" }",
         &[&one("7:20", ".url: `http://***@h:1` is not an HTTP URL")],
+    );
+    check_endpoint(
+        "{ url: \"http://u:pw@${NOPE}\" }",
+        &[&one("7:20", ".url: environment variable `NOPE` is not set")],
     );
     check_endpoint("{ url: \"https://u:pw@h:1\" }", &[&one("7:20", ".url: `https://***@h:1` uses TLS")]);
     check_endpoint(
@@ -674,7 +694,10 @@ fn files() {
     }
     let dir = std::env::temp_dir().join(format!("backstop-config-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
-    check(&dir.join("none.yaml"), ": no such file\n  hint: name the file with `-c FILE`");
+    check(
+        &dir.join("none.yaml"),
+        ": no such file\n  hint: check the path; it is relative to the working directory",
+    );
     check(&dir, ": this is a directory\n  hint: name the file in it");
     std::fs::write(dir.join("latin1.yaml"), b"a: b\nc: \xe4\n").unwrap();
     check(&dir.join("latin1.yaml"), ":2:4: not UTF-8\n  expected: text in UTF-8");
