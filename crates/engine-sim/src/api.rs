@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -11,14 +12,17 @@ use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use crate::body::SimBody;
+use crate::body::{SimBody, WriteStyle};
 use crate::config::Dialect;
 use crate::connection::Ending;
+use crate::control;
+use crate::embedding::EmbeddingJob;
 use crate::engine::{Engine, InFlight, count};
 use crate::fault::{Cut, Fault, Scope, parse_header};
-use crate::job::Job;
+use crate::job::{Job, unix_now};
+use crate::metrics;
 use crate::problem::{Problem, json_response};
-use crate::schedule::QueueFull;
+use crate::schedule::{QueueFull, Ticket};
 use crate::writer::Writer;
 
 const FAULT_HEADER: &str = "x-sim-fault";
@@ -28,6 +32,14 @@ const FAULT_HEADER: &str = "x-sim-fault";
 enum Endpoint {
     Chat,
     Text,
+    Responses,
+    Embeddings,
+}
+
+/// What a request wants.
+enum Work {
+    Text(Job),
+    Embeddings(EmbeddingJob),
 }
 
 /// Answers a request; an error closes the connection without an answer.
@@ -37,10 +49,13 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
 ) -> io::Result<Response<SimBody>> {
     let path = request.uri().path().trim_end_matches('/').to_owned();
-    if path == "/health" {
-        return Ok(health(&engine));
-    }
-    match serve(engine, ending, &path, request).await {
+    let result = match path.as_str() {
+        "/health" => Ok(health(&engine)),
+        "/metrics" => Ok(metrics_response(&engine)),
+        path if path.starts_with("/sim/") => admin(&engine, path, request).await,
+        path => serve(engine, ending, path, request).await,
+    };
+    match result {
         Ok(response) => Ok(response),
         Err(Failure::Problem(problem)) => Ok(problem.into_response()),
         Err(Failure::Closed(error)) => Err(error),
@@ -58,20 +73,31 @@ impl From<Problem> for Failure {
     }
 }
 
+async fn admin(
+    engine: &Engine,
+    path: &str,
+    request: Request<Incoming>,
+) -> Result<Response<SimBody>, Failure> {
+    let (head, body) = request.into_parts();
+    let body = read_body(body, engine.config.max_body).await?;
+    Ok(control::handle(engine, &head.method, path, &body)?)
+}
+
 async fn serve(
     engine: Arc<Engine>,
     ending: Arc<Ending>,
     path: &str,
     request: Request<Incoming>,
 ) -> Result<Response<SimBody>, Failure> {
-    count(&engine.counters.requests, 1);
-    let number = engine.counters.requests.load(std::sync::atomic::Ordering::SeqCst);
+    let number = engine.counters.requests.fetch_add(1, Ordering::SeqCst) + 1;
     let (head, body) = request.into_parts();
     let body = read_body(body, engine.config.max_body).await?;
     engine.log.push(number, &head, &body);
     let endpoint = match (&head.method, path) {
         (&Method::POST, "/v1/chat/completions") => Endpoint::Chat,
         (&Method::POST, "/v1/completions") => Endpoint::Text,
+        (&Method::POST, "/v1/responses") => Endpoint::Responses,
+        (&Method::POST, "/v1/embeddings") => Endpoint::Embeddings,
         (&Method::GET, "/v1/models") => return Ok(models(&engine)),
         _ => {
             let message = format!("unknown request `{} {path}`", head.method);
@@ -139,7 +165,7 @@ async fn answer(
     number: u64,
     body: &[u8],
 ) -> Result<Response<SimBody>, Failure> {
-    let (job, ticket) = match prepare(&writer.engine, endpoint, number, body) {
+    let (work, ticket) = match prepare(&writer.engine, endpoint, number, body) {
         Ok(prepared) => prepared,
         Err(problem) => {
             writer.in_flight.end();
@@ -150,39 +176,47 @@ async fn answer(
     if let Some(bytes) = writer.faults.iter().find_map(Fault::dribble) {
         style.bytes_per_write = Some(bytes);
     }
-    if job.stream {
-        let mut response = Response::new(SimBody::written(style, |out| writer.stream(job, ticket, out)));
-        let event_stream = header::HeaderValue::from_static("text/event-stream; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, event_stream);
-        return Ok(response);
-    }
-    let whole = writer.plain(job, ticket).await;
+    let whole = match work {
+        Work::Text(job) if job.stream => {
+            let mut response = Response::new(SimBody::written(style, |out| writer.stream(job, ticket, out)));
+            let event_stream = header::HeaderValue::from_static("text/event-stream; charset=utf-8");
+            response.headers_mut().insert(header::CONTENT_TYPE, event_stream);
+            return Ok(response);
+        }
+        Work::Text(job) => writer.plain(job, ticket).await,
+        Work::Embeddings(job) => writer.embeddings(job, ticket).await,
+    };
+    Ok(plain_response(writer, whole, style))
+}
+
+fn plain_response(writer: Writer, whole: Bytes, style: WriteStyle) -> Response<SimBody> {
     let Some(fault) = writer.plain_fault() else {
         writer.in_flight.end();
-        return Ok(json_response(whole));
+        return json_response(whole);
     };
     let length =
         if matches!(fault, Fault::Cut { how: Cut::End, .. }) { whole.len() / 2 } else { whole.len() };
     let mut response = json_response(Bytes::new());
     response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     *response.body_mut() = SimBody::written(style, |out| writer.plain_body(whole, fault, out));
-    Ok(response)
+    response
 }
 
-fn prepare(
-    engine: &Engine,
-    endpoint: Endpoint,
-    number: u64,
-    body: &[u8],
-) -> Result<(Job, crate::schedule::Ticket), Problem> {
+fn prepare(engine: &Engine, endpoint: Endpoint, number: u64, body: &[u8]) -> Result<(Work, Ticket), Problem> {
     let config = &engine.config;
-    let job = match endpoint {
-        Endpoint::Chat => Job::chat(config, number, parse(body)?)?,
-        Endpoint::Text => Job::text(config, number, parse(body)?)?,
+    let work = match endpoint {
+        Endpoint::Chat => Work::Text(Job::chat(config, number, parse(body)?)?),
+        Endpoint::Text => Work::Text(Job::text(config, number, parse(body)?)?),
+        Endpoint::Responses => Work::Text(Job::responses(config, number, parse(body)?)?),
+        Endpoint::Embeddings => Work::Embeddings(EmbeddingJob::new(config, parse(body)?)?),
     };
-    let kv_tokens = job.kv_tokens().min(config.kv_tokens.unwrap_or(u64::MAX));
-    match engine.scheduler.enqueue(kv_tokens) {
-        Ok(ticket) => Ok((job, ticket)),
+    let kv_tokens = match &work {
+        Work::Text(job) => job.kv_tokens(),
+        Work::Embeddings(job) => job.prompt_tokens,
+    };
+    // Several choices may together exceed the cache; real engines then preempt, here they take all of it.
+    match engine.scheduler.enqueue(kv_tokens.min(config.kv_tokens.unwrap_or(u64::MAX))) {
+        Ok(ticket) => Ok((work, ticket)),
         Err(QueueFull) => {
             count(&engine.counters.rejected, 1);
             let message = "the queue is full; try again later";
@@ -197,9 +231,15 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 
 fn models(engine: &Engine) -> Response<SimBody> {
     let id = engine.config.model.as_deref().unwrap_or(&engine.config.name);
-    let model =
-        json!({"id": id, "object": "model", "created": crate::job::unix_now(), "owned_by": "backstop-sim"});
+    let model = json!({"id": id, "object": "model", "created": unix_now(), "owned_by": "backstop-sim"});
     json_response(Bytes::from(json!({"object": "list", "data": [model]}).to_string()))
+}
+
+fn metrics_response(engine: &Engine) -> Response<SimBody> {
+    let mut response = Response::new(SimBody::from(Bytes::from(metrics::text(engine))));
+    let text = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    response
 }
 
 fn health(engine: &Engine) -> Response<SimBody> {

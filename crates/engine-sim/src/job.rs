@@ -7,6 +7,7 @@ use crate::config::{Dialect, SimConfig};
 use crate::frame::{Completion, Kind, Wire};
 use crate::problem::Problem;
 use crate::request::{ChatRequest, Common, OneOrMany, TextRequest};
+use crate::responses::{Responses, ResponsesRequest};
 use crate::text::{conversation_key, count_tokens, mix, split_prompt};
 
 /// Tokens that a chat template adds to each message.
@@ -49,6 +50,26 @@ impl Job {
         let tokens = prompts.iter().map(|prompt| count_tokens(prompt)).sum();
         let begun: Vec<_> = prompts.iter().map(|prompt| split_prompt(config.seed, prompt)).collect();
         Self::completion(config, number, Kind::Text, request.common, tokens, &begun)
+    }
+
+    pub(crate) fn responses(
+        config: &SimConfig,
+        number: u64,
+        request: ResponsesRequest,
+    ) -> Result<Self, Problem> {
+        let messages = request.messages();
+        if messages.is_empty() {
+            return Err(Problem::invalid("`input` must be text or a list of messages"));
+        }
+        let model = served_model(config, request.model)?;
+        let prompt_tokens = messages.iter().map(|(_, text)| count_tokens(text) + PER_MESSAGE).sum();
+        let limits = limits(config, prompt_tokens, request.max_output_tokens, Vec::new(), false)?;
+        let pairs = messages.iter().map(|(role, text)| (role.as_str(), text.as_str()));
+        let key = conversation_key(config.seed, pairs);
+        let answers = vec![Answer::new(config.seed, key, "", 0, &limits)];
+        let id = unique_id(config, "resp", number);
+        let wire = Responses::new(id, unique_id(config, "msg", number), model, unix_now());
+        Ok(Self { wire: Box::new(wire), answers, prompt_tokens, stream: request.stream.unwrap_or(false) })
     }
 
     fn completion(

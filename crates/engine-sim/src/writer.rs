@@ -14,6 +14,7 @@ use crate::answer::{Answer, Finish};
 use crate::body::Out;
 use crate::connection::Ending;
 use crate::dist::Chance;
+use crate::embedding::EmbeddingJob;
 use crate::engine::{Engine, InFlight, count};
 use crate::fault::{Cut, Fault};
 use crate::frame::{Choice, Usage, Wire};
@@ -93,6 +94,14 @@ impl Writer {
         let choices: Vec<_> =
             texts.into_iter().zip(finish).map(|(text, finish)| Choice { text, finish }).collect();
         wire.plain(&choices, usage(&answers, prompt_tokens))
+    }
+
+    /// Computes embeddings and returns them as JSON.
+    pub(crate) async fn embeddings(&mut self, job: EmbeddingJob, ticket: Ticket) -> Bytes {
+        let Some(_slot) = ticket.slot().await else { return Bytes::new() };
+        self.first_token(job.prompt_tokens).await;
+        count(&self.engine.counters.stopped, 1);
+        job.json()
     }
 
     /// Writes a plain body, as far as the faults let it.

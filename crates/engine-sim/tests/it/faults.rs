@@ -3,6 +3,7 @@
 use backstop_engine_sim::{Cut, Fault, Rule, expected_text};
 
 use crate::client::{Conn, End, call, events, faulty_chat, hi};
+use crate::load::until;
 use crate::protocol::{HI, sim};
 
 #[tokio::test]
@@ -58,13 +59,6 @@ async fn connections_are_closed_without_an_answer() {
     assert_eq!(faulty_chat(sim.addr(), "hangup=rst", true).await.end, End::Reset);
 }
 
-/// Lets the simulator catch up with what the client did.
-async fn until(mut condition: impl FnMut() -> bool) {
-    while !condition() {
-        tokio::task::yield_now().await;
-    }
-}
-
 #[tokio::test]
 async fn stalled_and_unanswered_requests_end_with_their_clients() {
     let sim = sim().await;
@@ -112,4 +106,57 @@ async fn kill_resets_and_restart_serves_again() {
     sim.restart().await.unwrap();
     assert!(call(sim.addr(), "POST", "/v1/chat/completions", "", &hi(true)).await.is_done());
     assert_eq!((sim.cancelled(), sim.in_flight()), (0, 0));
+}
+
+#[tokio::test]
+async fn streams_are_spoiled_in_every_way() {
+    let sim = sim().await;
+    let whole = expected_text(0, HI, 64);
+    let chat = async |fault| faulty_chat(sim.addr(), fault, true).await;
+
+    let reply = chat("invalid_event=2").await;
+    assert_eq!((reply.content(), reply.is_done()), (whole.clone(), true));
+    let invalid =
+        reply.events().iter().filter(|it| serde_json::from_str::<serde_json::Value>(it).is_err()).count();
+    assert_eq!(invalid, 2, "the event itself and [DONE]");
+
+    let reply = chat("garbage=2").await;
+    assert!(reply.end == End::Complete && std::str::from_utf8(&reply.body).is_err());
+
+    let reply = chat("error_event=2").await;
+    assert_eq!((reply.end, reply.content()), (End::Complete, expected_text(0, HI, 2)));
+    assert!(reply.events()[3].starts_with("{\"error\":") && !reply.is_done());
+
+    let reply = chat("no_done").await;
+    assert_eq!((reply.content(), reply.has_finish(), reply.is_done()), (whole.clone(), true, false));
+    let reply = chat("no_finish").await;
+    assert_eq!((reply.content(), reply.has_finish(), reply.is_done()), (whole.clone(), false, true));
+}
+
+#[tokio::test]
+async fn streams_are_written_in_any_size() {
+    let sim = sim().await;
+    for size in [1, 5, 300] {
+        let mut conn = Conn::open(sim.addr()).await;
+        let header = format!("x-sim-fault: dribble={size}\r\n");
+        conn.send("POST", "/v1/chat/completions", &header, &hi(true)).await;
+        conn.head().await.unwrap();
+        let mut body = Vec::new();
+        loop {
+            let chunk = conn.chunk().await.unwrap();
+            assert!(chunk.len() <= size);
+            if chunk.is_empty() {
+                break;
+            }
+            body.extend(chunk);
+        }
+        assert!(events(&String::from_utf8(body).unwrap()).ends_with(&["[DONE]".to_owned()]));
+    }
+}
+
+#[tokio::test]
+async fn faults_for_others_are_ignored() {
+    let sim = sim().await;
+    assert!(faulty_chat(sim.addr(), "cut=1;only=other", true).await.is_done());
+    assert!(!faulty_chat(sim.addr(), "cut=1;only=sim", true).await.is_done());
 }

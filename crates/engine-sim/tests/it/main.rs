@@ -3,5 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 mod client;
+mod endpoints;
 mod faults;
+mod load;
 mod protocol;
