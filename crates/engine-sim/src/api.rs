@@ -10,7 +10,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::body::{SimBody, WriteStyle};
 use crate::config::Dialect;
@@ -19,7 +19,7 @@ use crate::control;
 use crate::embedding::EmbeddingJob;
 use crate::engine::{Engine, InFlight, count};
 use crate::fault::{Cut, Fault, Scope, parse_header};
-use crate::job::{Job, unix_now};
+use crate::job::{Job, served_model, unix_now};
 use crate::metrics;
 use crate::problem::{Problem, json_response};
 use crate::schedule::{QueueFull, Ticket};
@@ -99,6 +99,11 @@ async fn serve(
         (&Method::POST, "/v1/responses") => Endpoint::Responses,
         (&Method::POST, "/v1/embeddings") => Endpoint::Embeddings,
         (&Method::GET, "/v1/models") => return Ok(models(&engine)),
+        (&Method::GET, path) if path.starts_with("/v1/models/") => {
+            let asked = path.trim_start_matches("/v1/models/").to_owned();
+            let model = model_json(&served_model(&engine.config, Some(asked))?);
+            return Ok(json_response(Bytes::from(model.to_string())));
+        }
         _ => {
             let message = format!("unknown request `{} {path}`", head.method);
             return Err(Problem::new(StatusCode::NOT_FOUND, message).into());
@@ -231,8 +236,11 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 
 fn models(engine: &Engine) -> Response<SimBody> {
     let id = engine.config.model.as_deref().unwrap_or(&engine.config.name);
-    let model = json!({"id": id, "object": "model", "created": unix_now(), "owned_by": "backstop-sim"});
-    json_response(Bytes::from(json!({"object": "list", "data": [model]}).to_string()))
+    json_response(Bytes::from(json!({"object": "list", "data": [model_json(id)]}).to_string()))
+}
+
+fn model_json(id: &str) -> Value {
+    json!({"id": id, "object": "model", "created": unix_now(), "owned_by": "backstop-sim"})
 }
 
 fn metrics_response(engine: &Engine) -> Response<SimBody> {

@@ -46,7 +46,10 @@ pub struct SimArgs {
     /// Engine whose habits to follow
     #[arg(long, value_enum, default_value_t)]
     pub dialect: Dialect,
-    /// Write streams in pieces of so many bytes [default: one event per write]
+    /// Events that go into one write when they are ready together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub events_per_write: usize,
+    /// Write streams in pieces of so many bytes instead of whole events
     #[arg(long, value_name = "N")]
     pub chunk_bytes: Option<std::num::NonZeroUsize>,
 }
@@ -65,6 +68,7 @@ impl From<SimArgs> for SimConfig {
             queue: args.queue,
             kv_tokens: args.kv_tokens,
             dialect: args.dialect,
+            events_per_write: args.events_per_write,
             bytes_per_write: args.chunk_bytes.map(std::num::NonZeroUsize::get),
             ..Self::default()
         }

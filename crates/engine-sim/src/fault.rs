@@ -60,7 +60,7 @@ pub enum Fault {
     NoFinish,
     /// Write the whole stream in pieces of so many bytes, across events and characters.
     Dribble { bytes: usize },
-    /// All decoding stands still while this is set; health checks pass and counters stop.
+    /// All decoding stands still while this is set, whatever `times` says; health passes and counters stop.
     Freeze,
     /// Health checks get this status.
     Health { status: u16 },

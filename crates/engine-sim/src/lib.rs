@@ -5,6 +5,26 @@
 //! way. Faults are set through [`Sim::faults`], the admin calls under `/sim/`, or a request's `x-sim-fault`
 //! header.
 //!
+//! # Faults
+//! | header | JSON for `POST /sim/faults` | effect |
+//! |---|---|---|
+//! | `status=503;retry_after=2` | `{"kind":"status","status":503,"retry_after":2}` | error answer |
+//! | `no_answer` | `{"kind":"no_answer"}` | takes the request, never answers |
+//! | `hangup=rst` | `{"kind":"hangup","how":"rst"}` | closes before the answer (`fin`, `rst`) |
+//! | `slow_first_token=2s` | `{"kind":"slow_first_token","delay":"2s"}` | later by that much |
+//! | `cut=3;how=rst;mid_event` | `{"kind":"cut","after":3,"how":"rst","mid_event":true}` | ends after 3 content chunks (`fin`, `rst`, `end`) |
+//! | `stall=3` | `{"kind":"stall","after":3}` | sends nothing more, stays open |
+//! | `invalid_event=3`, `garbage=3` | `{"kind":"garbage","after":3}` | spoils the stream, goes on |
+//! | `error_event=3` | `{"kind":"error_event","after":3}` | error event, then the end |
+//! | `no_done`, `no_finish` | `{"kind":"no_done"}` | leaves out the end marks |
+//! | `dribble=5` | `{"kind":"dribble","bytes":5}` | writes of 5 bytes, across characters |
+//! | | `{"kind":"freeze"}` | all decoding stands still, health passes |
+//! | | `{"kind":"health","status":503}` | health checks fail |
+//!
+//! In JSON, `times` and `probability` say how often ([`Rule`]); an array adds several rules. In the header,
+//! commas separate faults and `;only=NAME` aims at the simulator of that name. `GET` and `DELETE` on
+//! `/sim/faults` list and clear; `GET /sim/requests` and `GET /sim/stats` show what arrived.
+//!
 //! It shares no code with the gateway: it has its own view of the protocol, or both would make the same mistake.
 //!
 //! ```no_run

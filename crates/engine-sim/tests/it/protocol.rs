@@ -141,6 +141,8 @@ async fn models_and_health_answer() {
     let sim = sim().await;
     let models = call(sim.addr(), "GET", "/v1/models", "", "").await.json();
     assert_eq!((&models["object"], &models["data"][0]["object"]), (&json!("list"), &json!("model")));
+    let one = call(sim.addr(), "GET", "/v1/models/org/name", "", "").await.json();
+    assert_eq!((&one["id"], &one["object"]), (&json!("org/name"), &json!("model")));
     assert_eq!(call(sim.addr(), "GET", "/health", "", "").await.status, 200);
     assert_eq!(sim.stats().health_checks, 1);
 }
