@@ -1,1 +1,51 @@
-fn main() {}
+//! The `backstop` binary: parses the command line, composes the crates, prints.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool prints")]
+
+mod admin;
+mod check;
+mod duration;
+mod log;
+mod reload;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Keeps an LLM service answering while its machines fail and its models change.
+///
+/// Backstop stands in front of LLM servers (vLLM, SGLang, llama.cpp, Ollama, any OpenAI-compatible API). Clients
+/// see one OpenAI-compatible endpoint; behind it Backstop checks health, balances and fails over.
+#[derive(Parser)]
+#[command(name = "backstop", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Check(check::Args),
+    /// Run a simulated model server with seeded faults, for tests and trials
+    EngineSim(backstop_engine_sim::SimArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Check(args) => check::run(&args),
+        Command::EngineSim(args) => engine_sim(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn engine_sim(args: backstop_engine_sim::SimArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(backstop_engine_sim::run(args))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,1 +1,133 @@
+//! Data plane of Backstop: clients in front, model servers behind.
+//!
+//! It serves from the last [`TableSpec`] it was given, for ever, and asks nobody anything while doing so. Start
+//! reading in `request`, which has the way of a request from top to bottom.
 
+mod attempt;
+mod body;
+mod client_io;
+mod clock;
+mod endpoint;
+mod events;
+mod fault;
+mod headers;
+mod local;
+mod outliers;
+mod probe;
+mod record;
+mod registry;
+mod relay;
+mod reply;
+mod request;
+mod server;
+mod status;
+mod stream;
+mod table;
+mod tasks;
+mod upstream;
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use backstop_core::table::TableSpec;
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, watch};
+
+pub use events::{EndpointName, Event, What};
+pub use record::TotalsSnapshot;
+pub use status::{EndpointStatus, ServiceStatus, Status, VersionStatus};
+
+use events::Events;
+use record::Totals;
+use registry::Registry;
+use server::Phase;
+use table::Table;
+use tasks::OwnedTask;
+
+/// What all requests share.
+pub(crate) struct Shared {
+    pub(crate) table: ArcSwap<Table>,
+    pub(crate) totals: Arc<Totals>,
+    phases: watch::Sender<Phase>,
+    /// The value of `phases`, readable without a lock.
+    phase: std::sync::atomic::AtomicU8,
+}
+
+impl Shared {
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(std::sync::atomic::Ordering::Relaxed) {
+            0 => Phase::Running,
+            1 => Phase::Draining,
+            _ => Phase::Closing,
+        }
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, std::sync::atomic::Ordering::Relaxed);
+        self.phases.send_replace(phase);
+    }
+}
+
+/// A running data plane. Dropping it stops its probes; connections end with [`Gateway::serve`].
+pub struct Gateway {
+    shared: Arc<Shared>,
+    events: Arc<Events>,
+    registry: Registry,
+    /// One table after the other.
+    applying: Mutex<()>,
+    _outliers: OwnedTask,
+}
+
+impl Gateway {
+    /// A gateway with nothing to serve yet. Must be called within a tokio runtime.
+    pub fn new() -> Self {
+        let shared = Arc::new(Shared {
+            table: ArcSwap::from_pointee(Table::empty()),
+            totals: Arc::default(),
+            phases: watch::Sender::new(Phase::Running),
+            phase: std::sync::atomic::AtomicU8::new(Phase::Running as u8),
+        });
+        let events = Arc::new(Events::new());
+        let outliers = OwnedTask::spawn("outliers", outliers::watch(Arc::clone(&shared)));
+        let registry = Registry::new(Arc::clone(&events));
+        Self { shared, events, registry, applying: Mutex::default(), _outliers: outliers }
+    }
+
+    /// Serves from `spec` from now on, in one swap. Endpoints that it names again keep all that is known of them;
+    /// requests in flight end on the table they began with.
+    pub fn apply(&self, spec: &TableSpec) {
+        let _one_at_a_time = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = Arc::new(Table::link(spec, &self.registry));
+        self.shared.table.store(Arc::clone(&table));
+        self.registry.retain(&table);
+        self.events.emit(What::Table { revision: spec.revision });
+    }
+
+    /// Serves clients of `listener` until `stop` resolves. Then new connections are refused and requests in
+    /// flight may end for up to `drain`; what is left ends with a proper error.
+    pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = ()>, drain: Duration) {
+        server::run(Arc::clone(&self.shared), listener, stop, drain).await;
+    }
+
+    pub fn status(&self) -> Status {
+        Status::of(&self.shared)
+    }
+
+    /// Events from now on. A subscriber that falls more than 1,024 behind misses some, and is told so.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// The kept events after the one with `id`; at most 1,024 are kept.
+    pub fn events_after(&self, id: u64) -> Vec<Event> {
+        self.events.after(id)
+    }
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self::new()
+    }
+}

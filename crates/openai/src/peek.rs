@@ -83,7 +83,7 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     Ok(Peek { model, model_span: start..start + raw_model.len(), stream, user })
 }
 
-fn present<'a>(value: Option<&'a RawValue>) -> Option<&'a str> {
+fn present(value: Option<&RawValue>) -> Option<&str> {
     value.map(RawValue::get).filter(|raw| *raw != "null")
 }
 

@@ -1,0 +1,107 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use backstop_config::{Config, Store};
+use backstop_gateway::Gateway;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::log::{self, AccessLog, Format};
+use crate::reload::Reloader;
+use crate::{admin, duration};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 4096;
+
+/// Serve: stand between clients and model servers
+///
+/// The configuration is reloaded when its file changes and on SIGHUP; a bad one is refused and the old one keeps
+/// serving. SIGTERM and SIGINT stop gracefully: no new connections, requests in flight may end for the drain time,
+/// and what is left then ends with a proper error.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE", default_value = "backstop.yaml")]
+    config: PathBuf,
+    /// How long requests in flight may take to end when stopping
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
+    drain: Duration,
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Form of the log on standard error
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    log_format: Format,
+    /// Least severe lines to log: error, warn, info, debug or trace, or a filter such as `info,hyper=debug`
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "BACKSTOP_LOG")]
+    log_level: String,
+    /// Which requests get a line in the log
+    #[arg(long, value_name = "WHICH", default_value = "all")]
+    access_log: AccessLog,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = match backstop_config::load(&args.config) {
+        Ok(config) => config,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let _guard = log::init(args.log_format, &args.log_level, args.access_log)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = args.threads {
+        runtime.worker_threads(threads.into());
+    }
+    runtime.enable_all().build()?.block_on(serve(args, config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
+    let listener = listen(config.listen())?;
+    let admin_listener = listen(config.admin_listen())?;
+    if let Store::Sqlite(path) = config.store() {
+        warn!(store = %path.display(), "this release keeps its state in memory only; nothing is stored");
+    }
+    info!(listen = %listener.local_addr()?, admin = %admin_listener.local_addr()?, "serving");
+
+    let gateway = Arc::new(Gateway::new());
+    gateway.apply(&backstop_config::compile(&config, 1));
+    let reloader = Reloader::new(&args.config, config, Arc::clone(&gateway))?;
+    let reloading = tokio::spawn(reloader.watch());
+    let admin = admin::router(Arc::clone(&gateway));
+    let controlling = tokio::spawn(async move { axum::serve(admin_listener, admin).await });
+
+    gateway.serve(listener, stopped()?, args.drain).await;
+    reloading.abort();
+    controlling.abort();
+    info!("stopped");
+    Ok(())
+}
+
+fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bind = || {
+        let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(addr)?;
+        socket.listen(BACKLOG)
+    };
+    bind().with_context(|| format!("can't listen on `{addr}`"))
+}
+
+/// Resolves when the process is told to stop.
+fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => info!("SIGINT: stopping"),
+        }
+    })
+}

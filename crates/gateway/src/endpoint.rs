@@ -1,0 +1,392 @@
+//! What is known of one endpoint: connections, load, health, breaker. It outlives changes of the table.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use backstop_core::balance::{Candidate, DynamicWeight, PeakEwma, slow_start};
+use backstop_core::breaker::{Breaker, Outcome};
+use backstop_core::health::{Change, Finding, Health, Layer, State};
+use backstop_core::outlier::{Counts, Ejection};
+use backstop_core::table::{BreakerSpec, EndpointSpec, HealthSpec, ServiceSpec};
+use http::HeaderValue;
+use tokio::sync::Notify;
+
+use crate::clock;
+use crate::events::{Event, Events};
+use crate::upstream::Pool;
+
+/// A failed attempt says nothing good about speed: it is entered into the latency as at least this.
+const FAILURE_LATENCY: Duration = Duration::from_secs(1);
+/// How long an endpoint that answers 429 or 503 without `Retry-After` gets no new work while others can.
+const PRESSURE_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause an endpoint may ask for.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// Which endpoint this is: the same URL in two versions is two endpoints, so that one version's faults are not
+/// held against the other.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct EndpointId {
+    pub(crate) service: Arc<str>,
+    pub(crate) version: Arc<str>,
+    pub(crate) url: Arc<str>,
+}
+
+/// The part of the configuration that an endpoint itself goes by; replaced when the table changes.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Settings {
+    pub(crate) spec: EndpointSpec,
+    pub(crate) health: HealthSpec,
+    pub(crate) breaker: BreakerSpec,
+    /// What a probe's own request asks for.
+    pub(crate) probe_model: String,
+    /// `Host` and `Authorization` of requests to it, ready made.
+    pub(crate) host: HeaderValue,
+    pub(crate) credentials: Option<HeaderValue>,
+}
+
+impl Settings {
+    pub(crate) fn new(service: &ServiceSpec, spec: &EndpointSpec) -> Self {
+        let credentials = spec.api_key.as_ref().and_then(|key| {
+            let mut value = HeaderValue::from_str(&format!("Bearer {key}")).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        });
+        let host = HeaderValue::from_str(&spec.target.authority());
+        Self {
+            spec: spec.clone(),
+            health: service.health.clone(),
+            breaker: service.breaker,
+            probe_model: spec.model.as_ref().or(service.models.first()).cloned().unwrap_or_default(),
+            host: host.unwrap_or(HeaderValue::from_static("localhost")),
+            credentials,
+        }
+    }
+}
+
+pub(crate) struct Endpoint {
+    pub(crate) id: EndpointId,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) settings: ArcSwap<Settings>,
+    /// Woken when traffic meets a failure, so that the probes look at once.
+    pub(crate) suspicion: Notify,
+    identity: u64,
+    events: Arc<Events>,
+    load: Load,
+    health: Mutex<Health>,
+    /// `Health::state`, readable without the lock.
+    state: AtomicU8,
+    breaker: Mutex<Breaker>,
+    ejection: Mutex<Ejection>,
+    /// The breaker is closed and has no failures: nothing to lock for.
+    breaker_clean: AtomicBool,
+    /// Nanoseconds of [`clock`] until which passive evidence keeps work away; 0 = not at all.
+    ejected_until: AtomicU64,
+    paused_until: AtomicU64,
+    recovered_at: AtomicU64,
+    stall_suspected: AtomicBool,
+}
+
+#[derive(Default)]
+struct Load {
+    in_flight: AtomicU32,
+    /// Streams that have begun to flow and not ended.
+    flowing: AtomicU32,
+    /// [`PeakEwma`] in the bits of an f64, and when it was last updated.
+    latency: AtomicU64,
+    latency_at: AtomicU64,
+    dynamic: AtomicU64,
+    /// Of the current outlier interval.
+    success: AtomicU64,
+    failure: AtomicU64,
+    /// Of the current dynamic-weight interval.
+    latency_sum: AtomicU64,
+    answers: AtomicU32,
+    faults: AtomicU32,
+    /// Ever: what moves while the engine works, and what we gave up waiting for.
+    moved: AtomicU64,
+    timeouts: AtomicU64,
+    requests: AtomicU64,
+}
+
+const STATES: [State; 6] =
+    [State::Starting, State::Healthy, State::Degraded, State::Unhealthy, State::Draining, State::Isolated];
+
+impl Endpoint {
+    pub(crate) fn new(id: EndpointId, settings: Settings, events: Arc<Events>) -> Self {
+        let load = Load::default();
+        load.dynamic.store(DynamicWeight::default().factor().to_bits(), Relaxed);
+        Self {
+            pool: Arc::new(Pool::new(settings.spec.target.clone())),
+            identity: fnv1a(&id.url),
+            id,
+            settings: ArcSwap::from_pointee(settings),
+            suspicion: Notify::new(),
+            events,
+            load,
+            health: Mutex::new(Health::new(clock::now())),
+            state: AtomicU8::new(State::Starting as u8),
+            breaker: Mutex::default(),
+            ejection: Mutex::default(),
+            breaker_clean: AtomicBool::new(true),
+            ejected_until: AtomicU64::new(0),
+            paused_until: AtomicU64::new(0),
+            recovered_at: AtomicU64::new(0),
+            stall_suspected: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        STATES[usize::from(self.state.load(Relaxed))]
+    }
+
+    pub(crate) fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what a probe found.
+    pub(crate) fn observe(&self, layer: Layer, finding: Finding) {
+        let mut health = self.health();
+        let change = health.observe(layer, finding, &self.settings.load().health, clock::now());
+        self.publish(&health, change);
+    }
+
+    /// Stops new work for good: the endpoint has left the table.
+    pub(crate) fn retire(&self) {
+        let mut health = self.health();
+        let change = health.order(Some(State::Draining), clock::now());
+        self.publish(&health, change);
+    }
+
+    fn publish(&self, health: &Health, change: Option<Change>) {
+        let Some(change) = change else { return };
+        self.recovered_at.store(health.recovered_at().map_or(0, clock::nanos), Relaxed);
+        self.state.store(change.to as u8, Relaxed);
+        self.events.emit(Event::health(&self.id, &change));
+    }
+
+    /// Whether active checks let it serve: panic mode may overrule everything else, but not this.
+    pub(crate) fn may_serve(&self) -> bool {
+        matches!(self.state(), State::Healthy | State::Degraded | State::Starting)
+    }
+
+    /// Whether it should get work now.
+    pub(crate) fn is_eligible(&self, now: Instant) -> bool {
+        let nanos = clock::nanos(now);
+        matches!(self.state(), State::Healthy | State::Degraded)
+            && nanos >= self.ejected_until.load(Relaxed)
+            && nanos >= self.paused_until.load(Relaxed)
+            && (self.breaker_clean.load(Relaxed) || self.breaker().would_admit(now))
+    }
+
+    /// How it presents itself to the balancer, with its configured weight.
+    pub(crate) fn candidate(&self, weight: f64, now: Instant) -> Candidate {
+        let mut health = if self.state() == State::Degraded { 0.5 } else { 1.0 };
+        let recovered_at = self.recovered_at.load(Relaxed);
+        if recovered_at != 0 {
+            let window = self.settings.load().health.slow_start;
+            health *= slow_start(now.saturating_duration_since(clock::instant(recovered_at)), window);
+        }
+        Candidate {
+            weight,
+            health,
+            dynamic: f64::from_bits(self.load.dynamic.load(Relaxed)),
+            in_flight: self.in_flight(),
+            latency: self.latency().latency(self.since_latency(now)),
+            identity: self.identity,
+        }
+    }
+
+    /// Starts an attempt; `None` if the breaker lets only one through and that is out already.
+    pub(crate) fn lease(self: &Arc<Self>, now: Instant) -> Option<Lease> {
+        let admitted = self.breaker_clean.load(Relaxed) || self.breaker().admit(now);
+        admitted.then(|| self.lease_regardless())
+    }
+
+    /// Starts an attempt in panic mode, past breaker and ejection.
+    pub(crate) fn lease_regardless(self: &Arc<Self>) -> Lease {
+        self.load.in_flight.fetch_add(1, Relaxed);
+        self.load.requests.fetch_add(1, Relaxed);
+        Lease { endpoint: Arc::clone(self), outcome: None, flowing: false }
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.load.in_flight.load(Relaxed)
+    }
+
+    pub(crate) fn flowing(&self) -> u32 {
+        self.load.flowing.load(Relaxed)
+    }
+
+    pub(crate) fn requests(&self) -> u64 {
+        self.load.requests.load(Relaxed)
+    }
+
+    /// Requests timed out and nothing has moved since: the inference probe is asked to tell.
+    pub(crate) fn suspect_stall(&self) {
+        self.stall_suspected.store(true, Relaxed);
+    }
+
+    /// Whether a stall is suspected; asks once.
+    pub(crate) fn stall_is_suspected(&self) -> bool {
+        self.stall_suspected.swap(false, Relaxed)
+    }
+
+    /// Something came from the engine: it works.
+    pub(crate) fn moved(&self) {
+        self.load.moved.fetch_add(1, Relaxed);
+    }
+
+    /// What grew by our traffic, and the requests that we gave up on; for the stall watch.
+    pub(crate) fn movement(&self) -> (u64, u64) {
+        (self.load.moved.load(Relaxed), self.load.timeouts.load(Relaxed))
+    }
+
+    fn latency(&self) -> PeakEwma {
+        PeakEwma::from_seconds(f64::from_bits(self.load.latency.load(Relaxed)))
+    }
+
+    fn since_latency(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(clock::instant(self.load.latency_at.load(Relaxed)))
+    }
+
+    /// Two observations at the same moment may lose one of them; the estimate is none the worse for it.
+    fn observe_latency(&self, latency: Duration, now: Instant) {
+        let observed = self.latency().observe(latency, self.since_latency(now));
+        self.load.latency.store(observed.seconds().to_bits(), Relaxed);
+        self.load.latency_at.store(clock::nanos(now), Relaxed);
+        self.load.latency_sum.fetch_add(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        self.load.answers.fetch_add(1, Relaxed);
+    }
+
+    fn finish(&self, outcome: Outcome, now: Instant) {
+        match outcome {
+            Outcome::Success => {
+                self.load.success.fetch_add(1, Relaxed);
+                self.moved();
+                if self.breaker_clean.load(Relaxed) {
+                    return;
+                }
+            }
+            Outcome::Failure => {
+                self.load.failure.fetch_add(1, Relaxed);
+                self.load.faults.fetch_add(1, Relaxed);
+                self.observe_latency(FAILURE_LATENCY, now);
+                self.suspicion.notify_one();
+            }
+            Outcome::Neutral if self.breaker_clean.load(Relaxed) => return,
+            Outcome::Neutral => {}
+        }
+        let mut breaker = self.breaker();
+        let change = breaker.finish(outcome, &self.settings.load().breaker, now);
+        self.breaker_clean.store(*breaker == Breaker::default(), Relaxed);
+        drop(breaker);
+        if let Some(change) = change {
+            self.events.emit(Event::breaker(&self.id, change));
+        }
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn breaker_is_open(&self) -> bool {
+        !self.breaker_clean.load(Relaxed) && !matches!(*self.breaker(), Breaker::Closed { .. })
+    }
+
+    /// Counts since the last call, for the comparison with its siblings.
+    pub(crate) fn take_counts(&self) -> Counts {
+        Counts { success: self.load.success.swap(0, Relaxed), failure: self.load.failure.swap(0, Relaxed) }
+    }
+
+    pub(crate) fn ejection(&self) -> MutexGuard<'_, Ejection> {
+        self.ejection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes that [`Self::ejection`] has been extended.
+    pub(crate) fn eject(&self, until: Instant, counts: Counts, now: Instant) {
+        self.ejected_until.store(clock::nanos(until), Relaxed);
+        self.events.emit(Event::ejected(&self.id, until.saturating_duration_since(now), counts));
+    }
+
+    pub(crate) fn is_ejected(&self, now: Instant) -> bool {
+        clock::nanos(now) < self.ejected_until.load(Relaxed)
+    }
+
+    /// Lets the dynamic weight follow what was seen since the last call.
+    pub(crate) fn update_dynamic_weight(&self) {
+        let answers = self.load.answers.swap(0, Relaxed);
+        let faults = self.load.faults.swap(0, Relaxed);
+        let latency_sum = self.load.latency_sum.swap(0, Relaxed);
+        if answers == 0 {
+            return;
+        }
+        let mean = Duration::from_micros(latency_sum / u64::from(answers));
+        let weight = DynamicWeight::from_factor(f64::from_bits(self.load.dynamic.load(Relaxed)))
+            .update(mean, f64::from(faults) / f64::from(answers));
+        self.load.dynamic.store(weight.factor().to_bits(), Relaxed);
+    }
+}
+
+/// An attempt that the endpoint works on. Its load counts until the upstream's part has ended, however it ends;
+/// an attempt that is dropped without a word (the client has gone) is neutral.
+pub(crate) struct Lease {
+    endpoint: Arc<Endpoint>,
+    outcome: Option<Outcome>,
+    flowing: bool,
+}
+
+impl Lease {
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// The first meaningful output, or a whole plain answer, came after `latency`.
+    pub(crate) fn answered(&self, latency: Duration) {
+        self.endpoint.observe_latency(latency, clock::now());
+    }
+
+    /// The answer is a stream that has begun to flow.
+    pub(crate) fn flows(&mut self) {
+        self.flowing = true;
+        self.endpoint.load.flowing.fetch_add(1, Relaxed);
+    }
+
+    /// Something came: the engine works.
+    pub(crate) fn progress(&self) {
+        self.endpoint.moved();
+    }
+
+    /// We gave up waiting.
+    pub(crate) fn timed_out(&self) {
+        self.endpoint.load.timeouts.fetch_add(1, Relaxed);
+    }
+
+    /// The endpoint asks for less work: none for `pause`, if others can take it.
+    pub(crate) fn back_pressure(&self, pause: Option<Duration>) {
+        let until = clock::now() + pause.unwrap_or(PRESSURE_PAUSE).min(MAX_PAUSE);
+        self.endpoint.paused_until.store(clock::nanos(until), Relaxed);
+    }
+
+    /// Ends the attempt.
+    pub(crate) fn finish(mut self, outcome: Outcome) {
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.endpoint.load.in_flight.fetch_sub(1, Relaxed);
+        if self.flowing {
+            self.endpoint.load.flowing.fetch_sub(1, Relaxed);
+        }
+        self.endpoint.finish(self.outcome.unwrap_or(Outcome::Neutral), clock::now());
+    }
+}
+
+/// FNV-1a: small, and the same in every process, which session affinity across gateways needs.
+pub(crate) fn fnv1a(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+}

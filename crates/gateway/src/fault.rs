@@ -1,0 +1,210 @@
+//! Everything that can go wrong with a request, whose fault it is, and how it looks to the client.
+
+use std::time::Duration;
+
+use backstop_core::breaker::Outcome;
+use backstop_openai::error::ErrorBody;
+use backstop_openai::stream::EventFault;
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode};
+
+use crate::upstream::{ConnectError, SendError};
+
+/// The client's mistake: answered at once, nothing is sent upstream.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("there is nothing at `{0}`; the API is below `/v1/`")]
+    UnknownPath(String),
+    #[error("`{path}` does not take {given}, only {allowed}")]
+    Method { path: String, given: Method, allowed: &'static str },
+    #[error("the content type must be `application/json`, not `{0}`")]
+    ContentType(String),
+    #[error("the request body must not be compressed (`content-encoding: {0}`)")]
+    ContentEncoding(String),
+    #[error("the request body is longer than {0} bytes")]
+    TooLarge(usize),
+    #[error("the request body did not arrive in time")]
+    BodyTimeout,
+    #[error("the request body could not be read: {0}")]
+    Body(hyper::Error),
+    #[error("{0}")]
+    Peek(#[from] backstop_openai::peek::PeekError),
+    #[error("the model `{model}` does not exist; there are: {known}")]
+    UnknownModel { model: String, known: String },
+    #[error(
+        "name the service in `model` of a JSON body or in the header `x-backstop-service`; there are: {0}"
+    )]
+    NoService(String),
+}
+
+impl Refusal {
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::UnknownPath(_) | Self::UnknownModel { .. } => StatusCode::NOT_FOUND,
+            Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::ContentType(_) | Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Body(_) | Self::Peek(_) | Self::NoService(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownPath(_) => "unknown_path",
+            Self::Method { .. } => "method_not_allowed",
+            Self::ContentType(_) => "unsupported_content_type",
+            Self::ContentEncoding(_) => "unsupported_content_encoding",
+            Self::TooLarge(_) => "request_too_large",
+            Self::BodyTimeout => "request_timeout",
+            Self::Body(_) => "request_incomplete",
+            Self::Peek(_) => "invalid_request_body",
+            Self::UnknownModel { .. } => "model_not_found",
+            Self::NoService(_) => "service_not_named",
+        }
+    }
+
+    pub(crate) fn param(&self) -> Option<&'static str> {
+        match self {
+            Self::Peek(error) => error.param(),
+            Self::UnknownModel { .. } => Some("model"),
+            _ => None,
+        }
+    }
+}
+
+/// An attempt that did not bring an answer, or brought only part of it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("the upstream can't be reached: {0}")]
+    Connect(ConnectError),
+    #[error("the connection to the upstream was lost: {0}")]
+    Lost(hyper::Error),
+    #[error("the upstream answered {status}{}", detail(message))]
+    Status {
+        status: StatusCode,
+        retry_after: Option<HeaderValue>,
+        /// The body, if it is an error in OpenAI's shape.
+        body: Option<Bytes>,
+        message: Option<String>,
+    },
+    #[error("the upstream refused the gateway's credentials ({0})")]
+    Credentials(StatusCode),
+    #[error("no first token within {0:?}")]
+    FirstToken(Duration),
+    #[error("no answer within {0:?}")]
+    Response(Duration),
+    #[error("the stream stood still for {0:?}")]
+    Stalled(Duration),
+    #[error("{0}")]
+    Event(EventFault),
+    #[error("{0}")]
+    EventTooLong(#[from] backstop_openai::sse::EventTooLong),
+    #[error("the upstream ended the stream before the answer was complete")]
+    Truncated,
+    #[error("the upstream's answer is not valid JSON: {0}")]
+    NotJson(serde_json::Error),
+    #[error("the upstream sent a stream that was not asked for")]
+    UnexpectedStream,
+    #[error("the upstream's answer is longer than {0} bytes")]
+    TooLarge(usize),
+    #[error("no healthy endpoint")]
+    NoEndpoint,
+    #[error("the request took longer than {0:?} in total")]
+    Total(Duration),
+    #[error("the gateway is shutting down")]
+    Closing,
+}
+
+fn detail(message: &Option<String>) -> String {
+    message.as_ref().map(|message| format!(": {message}")).unwrap_or_default()
+}
+
+impl From<SendError> for Fault {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Connect(error) => Self::Connect(error),
+            SendError::Exchange(error) => Self::Lost(error),
+        }
+    }
+}
+
+impl Fault {
+    /// What it says about the endpoint.
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self {
+            // Back-pressure is not a fault.
+            Self::Status { status, .. } if matches!(status.as_u16(), 429 | 503) => Outcome::Neutral,
+            Self::NoEndpoint | Self::Total(_) | Self::Closing | Self::Credentials(_) => Outcome::Neutral,
+            // An answer beyond our limits is a matter of the request.
+            Self::TooLarge(_) => Outcome::Neutral,
+            _ => Outcome::Failure,
+        }
+    }
+
+    /// The endpoint is alive but has too much to do.
+    pub(crate) fn is_back_pressure(&self) -> bool {
+        matches!(self, Self::Status { status, .. } if matches!(status.as_u16(), 429 | 503))
+    }
+
+    /// How long the endpoint asks to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        let Self::Status { retry_after: Some(value), .. } = self else { return None };
+        value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    }
+
+    /// Whether the same request may fare better in another attempt.
+    pub(crate) fn is_retryable(&self) -> bool {
+        !matches!(self, Self::NoEndpoint | Self::Total(_) | Self::Closing | Self::TooLarge(_))
+    }
+
+    /// The upstream said nothing: asking the same one again would only double the wait.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self, Self::FirstToken(_) | Self::Response(_) | Self::Connect(ConnectError::Timeout(_)))
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Status { status, .. } => *status,
+            Self::FirstToken(_) | Self::Response(_) | Self::Stalled(_) | Self::Total(_) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::NoEndpoint | Self::Closing => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "upstream_unreachable",
+            Self::Lost(_) => "upstream_disconnected",
+            Self::Status { .. } => "upstream_status",
+            Self::Credentials(_) => "upstream_credentials",
+            Self::FirstToken(_) => "first_token_timeout",
+            Self::Response(_) => "response_timeout",
+            Self::Stalled(_) => "upstream_stalled",
+            Self::Event(EventFault::InBand(_)) => "upstream_stream_error",
+            Self::Event(EventFault::Malformed(_)) | Self::EventTooLong(_) => "upstream_malformed_event",
+            Self::Truncated => "upstream_truncated",
+            Self::NotJson(_) | Self::UnexpectedStream => "upstream_malformed_answer",
+            Self::TooLarge(_) => "upstream_answer_too_large",
+            Self::NoEndpoint => "no_healthy_endpoint",
+            Self::Total(_) => "total_timeout",
+            Self::Closing => "shutting_down",
+        }
+    }
+
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::FirstToken(_) | Self::Response(_) | Self::Stalled(_) | Self::Total(_) => "timeout_error",
+            Self::NoEndpoint | Self::Closing => "service_unavailable_error",
+            _ => "upstream_error",
+        }
+    }
+
+    /// The error event that ends a stream which can't be completed.
+    pub(crate) fn to_event(&self) -> Bytes {
+        let message = self.to_string();
+        ErrorBody { message: &message, kind: self.kind(), param: None, code: Some(self.code()) }.to_event()
+    }
+}

@@ -1,0 +1,102 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop_core::table::Target;
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::Full;
+use serde_json::Value;
+
+use super::engine_metrics::EngineMetrics;
+use crate::endpoint::Settings;
+use crate::upstream::{Exchange, Pool, SendError};
+
+/// The longest answer that a probe reads, in bytes; vLLM's metrics are about 100 KiB.
+const MAX_ANSWER: usize = 4 * 1024 * 1024;
+
+/// Probes one endpoint, each time over a new connection: that it can be opened is part of the check.
+pub(super) struct Client {
+    pool: Arc<Pool>,
+}
+
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProbeError {
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error(transparent)]
+    Send(#[from] SendError),
+    #[error("{0}")]
+    Body(#[from] hyper::Error),
+    #[error("the answer is longer than {MAX_ANSWER} bytes")]
+    TooLong,
+    #[error("{0}")]
+    Request(#[from] http::Error),
+}
+
+impl Client {
+    pub(super) fn new(target: Target) -> Self {
+        Self { pool: Arc::new(Pool::new(target)) }
+    }
+
+    pub(super) async fn get(&self, path: &str, settings: &Settings) -> Result<Answer, ProbeError> {
+        self.send(Method::GET, path, Bytes::new(), settings, settings.health.timeout).await
+    }
+
+    pub(super) async fn post(
+        &self,
+        path: &str,
+        body: &Value,
+        settings: &Settings,
+        timeout: Duration,
+    ) -> Result<Answer, ProbeError> {
+        self.send(Method::POST, path, Bytes::from(body.to_string()), settings, timeout).await
+    }
+
+    /// `None` if the engine has no metrics, or none that are known.
+    pub(super) async fn engine_metrics(&self, settings: &Settings) -> Option<EngineMetrics> {
+        if !EngineMetrics::expected_of(settings.spec.engine) {
+            return None;
+        }
+        let answer = self.get("/metrics", settings).await.ok()?;
+        let text = std::str::from_utf8(&answer.body).ok().filter(|_| answer.status.is_success())?;
+        Some(EngineMetrics::parse(text))
+    }
+
+    pub(super) async fn port_is_open(&self) -> bool {
+        self.pool.can_connect(Duration::from_secs(1)).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        settings: &Settings,
+        timeout: Duration,
+    ) -> Result<Answer, ProbeError> {
+        let target = self.pool.target();
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", target.base_path))
+            .header(header::HOST, &settings.host)
+            .header(header::CONNECTION, "close")
+            .header(header::ACCEPT_ENCODING, "identity")
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::USER_AGENT, concat!("backstop-probe/", env!("CARGO_PKG_VERSION")));
+        if let Some(credentials) = &settings.credentials {
+            request = request.header(header::AUTHORIZATION, credentials);
+        }
+        let request = request.body(Full::new(body))?;
+        let exchange = async {
+            let answer = Exchange::send(&self.pool, request, timeout).await?;
+            let body = answer.exchange.collect(MAX_ANSWER).await?.ok_or(ProbeError::TooLong)?;
+            Ok(Answer { status: answer.status, body })
+        };
+        tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(ProbeError::Timeout(timeout)))
+    }
+}

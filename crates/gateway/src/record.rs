@@ -1,0 +1,222 @@
+//! The account of one request: what the access log says of it and how it is counted, however it ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use http::request::Parts;
+use http::{HeaderName, HeaderValue};
+use serde::Serialize;
+use tracing::{info, warn};
+
+use crate::clock;
+
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Counts of requests by how they ended, since the process began.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    requests: AtomicU64,
+    answered: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+    cut: AtomicU64,
+    cancelled: AtomicU64,
+    retries: AtomicU64,
+    failovers: AtomicU64,
+}
+
+/// [`Totals`] at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TotalsSnapshot {
+    /// Requests to the API, health checks not counted.
+    pub requests: u64,
+    /// Ended with a whole answer of an upstream, errors of the 4xx kind included.
+    pub answered: u64,
+    /// Refused for a mistake of the client's.
+    pub refused: u64,
+    /// Ended with an error before anything of an answer was sent.
+    pub failed: u64,
+    /// Streams that ended with an error event.
+    pub cut: u64,
+    /// The client went away first.
+    pub cancelled: u64,
+    /// Attempts beyond the first of a request.
+    pub retries: u64,
+    /// Requests answered whole by another endpoint than the first one tried.
+    pub failovers: u64,
+}
+
+impl Totals {
+    pub(crate) fn snapshot(&self) -> TotalsSnapshot {
+        TotalsSnapshot {
+            requests: self.requests.load(Relaxed),
+            answered: self.answered.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+            failed: self.failed.load(Relaxed),
+            cut: self.cut.load(Relaxed),
+            cancelled: self.cancelled.load(Relaxed),
+            retries: self.retries.load(Relaxed),
+            failovers: self.failovers.load(Relaxed),
+        }
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Nothing was said before the record was dropped: the client has gone.
+    Cancelled,
+    Answered,
+    Refused,
+    Failed,
+    Cut,
+}
+
+pub(crate) struct Record {
+    totals: Arc<Totals>,
+    pub(crate) started: Instant,
+    pub(crate) request_id: HeaderValue,
+    method: http::Method,
+    path: String,
+    stream: bool,
+    service: Option<Arc<str>>,
+    version: Option<Arc<str>>,
+    env: &'static str,
+    endpoint: Option<Arc<str>>,
+    attempts: u32,
+    failed_over: bool,
+    first_token: Option<Duration>,
+    status: u16,
+    code: Option<&'static str>,
+    end: End,
+}
+
+impl Record {
+    pub(crate) fn begin(totals: &Arc<Totals>, head: &Parts) -> Self {
+        totals.requests.fetch_add(1, Relaxed);
+        Self {
+            totals: Arc::clone(totals),
+            started: clock::now(),
+            request_id: request_id(head),
+            method: head.method.clone(),
+            path: head.uri.path().to_owned(),
+            stream: false,
+            service: None,
+            version: None,
+            env: "",
+            endpoint: None,
+            attempts: 0,
+            failed_over: false,
+            first_token: None,
+            status: 499,
+            code: None,
+            end: End::Cancelled,
+        }
+    }
+
+    pub(crate) fn routed(&mut self, service: &Arc<str>, stream: bool) {
+        self.service = Some(Arc::clone(service));
+        self.stream = stream;
+    }
+
+    /// An attempt begins.
+    pub(crate) fn attempt(&mut self, version: &Arc<str>, env: &'static str, endpoint: &Arc<str>) {
+        if self.endpoint.as_ref().is_some_and(|before| before != endpoint) {
+            self.failed_over = true;
+        }
+        self.attempts += 1;
+        if self.attempts > 1 {
+            self.totals.retries.fetch_add(1, Relaxed);
+        }
+        self.version = Some(Arc::clone(version));
+        self.env = env;
+        self.endpoint = Some(Arc::clone(endpoint));
+    }
+
+    pub(crate) fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    pub(crate) fn first_token(&mut self, after: Duration) {
+        self.first_token = Some(after);
+    }
+
+    /// The head has been sent with this status; the end is still open.
+    pub(crate) fn committed(&mut self, status: u16) {
+        self.status = status;
+    }
+
+    pub(crate) fn answered(mut self, status: u16) {
+        (self.status, self.end) = (status, End::Answered);
+    }
+
+    pub(crate) fn refused(mut self, status: u16, code: &'static str) {
+        (self.status, self.code, self.end) = (status, Some(code), End::Refused);
+    }
+
+    pub(crate) fn failed(mut self, status: u16, code: &'static str) {
+        (self.status, self.code, self.end) = (status, Some(code), End::Failed);
+    }
+
+    /// A stream that had begun ends with an error event.
+    pub(crate) fn cut(mut self, code: &'static str) {
+        (self.code, self.end) = (Some(code), End::Cut);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let (count, outcome) = match self.end {
+            End::Cancelled => (&self.totals.cancelled, "cancelled"),
+            End::Answered => (&self.totals.answered, "answered"),
+            End::Refused => (&self.totals.refused, "refused"),
+            End::Failed => (&self.totals.failed, "failed"),
+            End::Cut => (&self.totals.cut, "cut"),
+        };
+        count.fetch_add(1, Relaxed);
+        if self.end == End::Answered && self.failed_over {
+            self.totals.failovers.fetch_add(1, Relaxed);
+        }
+        let status = if self.end == End::Cancelled { 499 } else { self.status };
+        macro_rules! log {
+            ($level:ident) => {
+                $level!(
+                    target: "backstop::access",
+                    request_id = self.request_id.to_str().unwrap_or_default(),
+                    method = self.method.as_str(),
+                    path = self.path,
+                    service = self.service.as_deref(),
+                    version = self.version.as_deref(),
+                    env = self.env,
+                    endpoint = self.endpoint.as_deref(),
+                    status,
+                    outcome,
+                    error = self.code,
+                    stream = self.stream,
+                    attempts = self.attempts,
+                    first_token_ms = self.first_token.map(milliseconds),
+                    duration_ms = milliseconds(clock::now() - self.started),
+                    "request"
+                )
+            };
+        }
+        if matches!(self.end, End::Failed | End::Cut) { log!(warn) } else { log!(info) }
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// The client's own id if it is fit for a header and a log line, else a new one.
+fn request_id(head: &Parts) -> HeaderValue {
+    let given = head
+        .headers
+        .get(REQUEST_ID)
+        .filter(|id| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic));
+    given.cloned().unwrap_or_else(|| {
+        let id = format!("{:032x}", rand::random::<u128>());
+        HeaderValue::from_maybe_shared(bytes::Bytes::from(id)).unwrap_or(HeaderValue::from_static("none"))
+    })
+}

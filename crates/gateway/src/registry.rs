@@ -1,0 +1,72 @@
+//! All endpoints that any table names, with the tasks that watch them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use backstop_core::table::{EndpointSpec, ServiceSpec};
+
+use crate::endpoint::{Endpoint, EndpointId, Settings};
+use crate::events::Events;
+use crate::probe;
+use crate::table::Table;
+use crate::tasks::OwnedTask;
+
+pub(crate) struct Registry {
+    entries: Mutex<HashMap<EndpointId, Entry>>,
+    pub(crate) events: Arc<Events>,
+}
+
+struct Entry {
+    endpoint: Arc<Endpoint>,
+    /// End with the entry.
+    _probes: [OwnedTask; 2],
+}
+
+impl Registry {
+    pub(crate) fn new(events: Arc<Events>) -> Self {
+        Self { entries: Mutex::default(), events }
+    }
+
+    /// The endpoint that a spec names: the one that is known, with its new settings, or a new one.
+    pub(crate) fn endpoint(
+        &self,
+        service: &ServiceSpec,
+        version: &str,
+        spec: &EndpointSpec,
+    ) -> Arc<Endpoint> {
+        let id = EndpointId {
+            service: service.name.as_str().into(),
+            version: version.into(),
+            url: spec.target.url().into(),
+        };
+        let settings = Settings::new(service, spec);
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get(&id) {
+            if **entry.endpoint.settings.load() != settings {
+                entry.endpoint.settings.store(Arc::new(settings));
+                entry.endpoint.suspicion.notify_one();
+            }
+            return Arc::clone(&entry.endpoint);
+        }
+        let endpoint = Arc::new(Endpoint::new(id.clone(), settings, Arc::clone(&self.events)));
+        let probes = [
+            OwnedTask::spawn("probe", probe::watch(Arc::clone(&endpoint))),
+            OwnedTask::spawn("inference probe", probe::watch_inference(Arc::clone(&endpoint))),
+        ];
+        entries.insert(id, Entry { endpoint: Arc::clone(&endpoint), _probes: probes });
+        endpoint
+    }
+
+    /// Lets go of the endpoints that `table` no longer names. Requests that run on them may end.
+    pub(crate) fn retain(&self, table: &Table) {
+        let named: HashSet<&EndpointId> = table.targets().map(|target| &target.endpoint.id).collect();
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|id, entry| {
+            let kept = named.contains(id);
+            if !kept {
+                entry.endpoint.retire();
+            }
+            kept
+        });
+    }
+}

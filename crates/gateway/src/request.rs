@@ -1,0 +1,280 @@
+//! The way of a request, top to bottom.
+//!
+//! accept → read head → read body → peek → choose service and version → pick endpoint → send → wait for the first
+//! meaningful output → commit the head → relay → end. What can still fail over happens before the commit.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop_core::balance::mix;
+use backstop_openai::Api;
+use backstop_openai::peek::peek;
+use bytes::Bytes;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use hyper::body::Incoming;
+
+use crate::attempt::{self, Won};
+use crate::body::read_body;
+use crate::endpoint::{Endpoint, Lease, fnv1a};
+use crate::fault::{Fault, Refusal};
+use crate::record::{REQUEST_ID, Record};
+use crate::relay::{Relay, Total};
+use crate::reply::{self, ATTEMPTS, ReplyBody, VERSION};
+use crate::table::{Service, Table, Version};
+use crate::{Shared, local};
+use backstop_core::table::{RetrySpec, Timeouts};
+
+/// Names the service where the body can't.
+const SERVICE: &str = "x-backstop-service";
+/// What a client calls its session.
+const SESSION: &str = "x-session-id";
+
+/// A request that is understood and assigned. The assignment stays for all its attempts.
+pub(crate) struct Routed {
+    pub(crate) api: Api,
+    pub(crate) method: Method,
+    pub(crate) path_and_query: PathAndQuery,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    /// Where `model` stands in the body, if it is JSON.
+    pub(crate) model_span: Option<Range<usize>>,
+    pub(crate) stream: bool,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) total: Total,
+    service: Arc<str>,
+    version: Arc<str>,
+    retry: RetrySpec,
+    session: u64,
+}
+
+/// Serves one request.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<ReplyBody> {
+    let (head, body) = request.into_parts();
+    if let Some(response) = local::answer(&shared, &head) {
+        return response;
+    }
+    let mut record = Record::begin(&shared.totals, &head);
+    match understand(&shared, peer, head, body, &mut record).await {
+        Ok(routed) => attempts(shared, routed, record).await,
+        Err(refusal) => reply::refusal(&refusal, record),
+    }
+}
+
+/// Head and body → what is asked for, and of whom.
+async fn understand(
+    shared: &Shared,
+    peer: SocketAddr,
+    head: Parts,
+    body: Incoming,
+    record: &mut Record,
+) -> Result<Routed, Refusal> {
+    let api = check_head(&head)?;
+    let body = read_body(body, &head.headers).await?;
+
+    let table = shared.table.load();
+    let is_json = api.is_json_post() || content_type(&head.headers).is_some_and(is_json_type);
+    let peeked = if is_json && !body.is_empty() || api.is_json_post() { Some(peek(&body)) } else { None };
+    let (service, model_span, stream, user) = match peeked {
+        Some(Ok(peek)) => {
+            let service = match named_service(&table, &head.headers)? {
+                Some(service) => service,
+                None => table.by_model(&peek.model).ok_or_else(|| Refusal::UnknownModel {
+                    model: peek.model.chars().take(100).collect(),
+                    known: known_models(&table),
+                })?,
+            };
+            (service, Some(peek.model_span), peek.stream, peek.user.map(|user| fnv1a(&user)))
+        }
+        Some(Err(error)) if api.is_json_post() => return Err(error.into()),
+        // Another API's body may be anything; then the header has to say where it goes.
+        _ => {
+            let service = named_service(&table, &head.headers)?;
+            let service = service.ok_or_else(|| Refusal::NoService(known_models(&table)))?;
+            (service, None, false, None)
+        }
+    };
+    let version = service.assign(&head.headers);
+    record.routed(&service.name, stream);
+    let session = head.headers.get(SESSION).and_then(|id| id.to_str().ok()).map(fnv1a);
+    let session = session.or(user).unwrap_or_else(|| fnv1a(&peer.ip().to_string()));
+    let total = Total { deadline: record.started + service.timeouts.total, limit: service.timeouts.total };
+    Ok(Routed {
+        api,
+        method: head.method,
+        path_and_query: head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
+        headers: head.headers,
+        body,
+        model_span,
+        stream,
+        timeouts: service.timeouts,
+        total,
+        service: Arc::clone(&service.name),
+        version: Arc::clone(&version.name),
+        retry: service.retry,
+        session: mix(session),
+    })
+}
+
+/// What can be refused before the body has been read.
+fn check_head(head: &Parts) -> Result<Api, Refusal> {
+    let path = head.uri.path();
+    let api = Api::from_path(path).ok_or_else(|| Refusal::UnknownPath(path.chars().take(200).collect()))?;
+    if api.is_json_post() {
+        if head.method != Method::POST {
+            return Err(Refusal::Method {
+                path: path.to_owned(),
+                given: head.method.clone(),
+                allowed: "POST",
+            });
+        }
+        if let Some(other) = content_type(&head.headers).filter(|given| !is_json_type(given)) {
+            return Err(Refusal::ContentType(other.chars().take(100).collect()));
+        }
+        if let Some(encoding) =
+            head.headers.get(header::CONTENT_ENCODING).filter(|e| e.as_bytes() != b"identity")
+        {
+            let encoding = String::from_utf8_lossy(encoding.as_bytes()).chars().take(100).collect();
+            return Err(Refusal::ContentEncoding(encoding));
+        }
+    }
+    Ok(api)
+}
+
+fn content_type(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("(not text)"))
+}
+
+fn is_json_type(value: &str) -> bool {
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn named_service<'t>(table: &'t Table, headers: &HeaderMap) -> Result<Option<&'t Arc<Service>>, Refusal> {
+    let Some(name) = headers.get(SERVICE) else { return Ok(None) };
+    let service = name.to_str().ok().and_then(|name| table.services.get(name));
+    service.map(Some).ok_or_else(|| Refusal::NoService(known_models(table)))
+}
+
+fn known_models(table: &Table) -> String {
+    let models = table.models();
+    let shown = models.iter().take(20).map(|model| format!("`{model}`")).collect::<Vec<_>>().join(", ");
+    if models.len() > 20 { format!("{shown}, …") } else { shown }
+}
+
+/// Attempts until one can be committed to, or nothing more can be done.
+async fn attempts(shared: Arc<Shared>, routed: Routed, mut record: Record) -> Response<ReplyBody> {
+    let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+    let mut last: Option<Fault> = None;
+    loop {
+        // Each attempt looks at the table as it is now: a version may be gone since the last one.
+        let table = shared.table.load_full();
+        let Some(version) = current_version(&table, &routed) else {
+            return reply::fault(
+                &last.unwrap_or(Fault::NoEndpoint),
+                &HeaderValue::from_static("none"),
+                record,
+            );
+        };
+        let Some(lease) = next_endpoint(version, &routed, &tried, last.as_ref()).await else {
+            return reply::fault(&last.unwrap_or(Fault::NoEndpoint), &version.header, record);
+        };
+        let endpoint = Arc::clone(lease.endpoint());
+        record.attempt(&version.name, version.env, &endpoint.id.url);
+        let fault = match attempt::run(&shared, &routed, lease, &record.request_id).await {
+            Ok(won) => return commit(shared, won, &routed, version, record),
+            Err(fault) => fault,
+        };
+        tracing::debug!(endpoint = &*endpoint.id.url, error = %fault, code = fault.code(), "attempt failed");
+        if matches!(fault, Fault::Credentials(_)) {
+            tracing::error!(
+                endpoint = &*endpoint.id.url,
+                "the endpoint refuses our credentials; check its `api_key`"
+            );
+        }
+        if !fault.is_retryable() || record.attempts() > routed.retry.attempts {
+            return reply::fault(&fault, &version.header, record);
+        }
+        if !tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint)) {
+            tried.push(endpoint);
+        }
+        last = Some(fault);
+    }
+}
+
+/// The assigned version, or the stable one if that has left the table.
+fn current_version<'t>(table: &'t Table, routed: &Routed) -> Option<&'t Arc<Version>> {
+    let service = table.services.get(&routed.service)?;
+    Some(service.version(&routed.version).unwrap_or(service.stable()))
+}
+
+/// An endpoint that has not been tried yet. If there is none, the ones tried may get another chance after a pause,
+/// unless the last fault was silence: that would only double the wait.
+async fn next_endpoint(
+    version: &Version,
+    routed: &Routed,
+    tried: &[Arc<Endpoint>],
+    last: Option<&Fault>,
+) -> Option<Lease> {
+    let session = Some(routed.session);
+    if let Some(lease) = version.lease(tried, session, crate::clock::now()) {
+        return Some(lease);
+    }
+    let last = last.filter(|fault| !fault.is_silence())?;
+    let pause =
+        attempt::backoff(routed.retry.backoff, u32::try_from(tried.len().saturating_sub(1)).unwrap_or(0));
+    let pause = pause.max(last.retry_after().unwrap_or(Duration::ZERO));
+    if crate::clock::now() + pause >= routed.total.deadline || pause > MAX_PAUSE {
+        return None;
+    }
+    tokio::time::sleep(pause).await;
+    version.lease(&[], session, crate::clock::now())
+}
+
+/// The longest that a request waits before it tries an endpoint again.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// From here on the client sees what happens.
+fn commit(
+    shared: Arc<Shared>,
+    won: Won,
+    routed: &Routed,
+    version: &Version,
+    mut record: Record,
+) -> Response<ReplyBody> {
+    let (status, mut headers) = match &won {
+        Won::Plain { status, headers, .. } => (*status, headers.clone()),
+        Won::Stream { headers, .. } => (http::StatusCode::OK, headers.clone()),
+    };
+    headers.insert(REQUEST_ID, record.request_id.clone());
+    headers.insert(VERSION, version.header.clone());
+    headers.insert(ATTEMPTS, HeaderValue::from(record.attempts()));
+    let body = match won {
+        Won::Plain { body, .. } => {
+            record.answered(status.as_u16());
+            ReplyBody::Whole(body)
+        }
+        Won::Stream { reader, lease, held, ended, .. } => {
+            record.first_token(crate::clock::now() - record.started);
+            record.committed(status.as_u16());
+            let inter_token = routed.timeouts.inter_token;
+            let mut relay =
+                Box::new(Relay::new(shared, reader, lease, held, inter_token, routed.total, record));
+            if ended {
+                relay.end_now();
+            }
+            ReplyBody::Stream(relay)
+        }
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}

@@ -1,0 +1,169 @@
+//! Accepts connections and lets them end well.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper_util::rt::TokioTimer;
+use tokio::net::{TcpListener, TcpStream};
+use tracing::{debug, error, warn};
+
+use crate::Shared;
+use crate::client_io::ClientIo;
+use crate::reply::ReplyBody;
+use crate::{request, tasks};
+
+/// The longest request head, in bytes.
+const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEADERS: usize = 100;
+/// The longest time for a request head to arrive, and for a connection to be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Connections of clients at once; more wait in the listener's backlog.
+const MAX_CONNECTIONS: usize = 50_000;
+/// After the drain deadline, the time for error events to reach their clients.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Where the process stands on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Running,
+    /// No new connections; requests in flight may end.
+    Draining,
+    /// Whatever is left ends now, with a proper error.
+    Closing,
+}
+
+/// Serves clients of `listener` until `stop` resolves; then drains for up to `drain`.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    stop: impl Future<Output = ()>,
+    drain: Duration,
+) {
+    let open = Arc::new(AtomicUsize::new(0));
+    let mut stop = pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            accepted = accept(&listener, &open) => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let guard = Open::new(&open);
+                let shared = Arc::clone(&shared);
+                drop(tasks::spawn("connection", async move {
+                    connection(shared, stream, peer).await;
+                    drop(guard);
+                }));
+            }
+            // The process is out of descriptors, or the client has gone already: neither ends the service.
+            Err(error) => {
+                warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    drop(listener);
+    shared.set_phase(Phase::Draining);
+    if !emptied(&open, drain).await {
+        warn!(connections = open.load(Relaxed), "drain deadline reached; closing what is left");
+        shared.set_phase(Phase::Closing);
+        if !emptied(&open, LAST_WORDS).await {
+            error!(connections = open.load(Relaxed), "connections had to be dropped");
+        }
+    }
+}
+
+async fn accept(listener: &TcpListener, open: &AtomicUsize) -> std::io::Result<(TcpStream, SocketAddr)> {
+    while open.load(Relaxed) >= MAX_CONNECTIONS {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    listener.accept().await
+}
+
+/// Waits until no connection is left; `false` if that takes longer than `limit`.
+async fn emptied(open: &AtomicUsize, limit: Duration) -> bool {
+    let empty = async {
+        while open.load(Relaxed) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(limit, empty).await.is_ok()
+}
+
+/// Counts a connection for as long as it lives.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+struct Client {
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+}
+
+impl Service<Request<Incoming>> for Client {
+    type Response = Response<ReplyBody>;
+    type Error = Infallible;
+    /// Boxed, so that its memory is free again while the answer streams.
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let answered = request::serve(Arc::clone(&self.shared), self.peer, request);
+        Box::pin(async move { Ok(answered.await) })
+    }
+}
+
+async fn connection(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "a client left before it was served");
+        return;
+    }
+    let mut phases = shared.phases.subscribe();
+    let service = Client { shared: Arc::clone(&shared), peer };
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(ClientIo::new(stream), service);
+    let mut serving = pin!(serving);
+    let mut changed = Box::pin(async move { while phases.changed().await.is_ok() {} });
+    // The watch is polled only to be woken by it, and again after each change; the phase itself is an atomic.
+    let mut seen = None;
+    let result = poll_fn(|cx| {
+        let phase = shared.phase();
+        if seen != Some(phase) {
+            seen = Some(phase);
+            let _: Poll<()> = changed.as_mut().poll(cx);
+            if phase != Phase::Running {
+                serving.as_mut().graceful_shutdown();
+            }
+        }
+        serving.as_mut().poll(cx)
+    })
+    .await;
+    if let Err(error) = result {
+        debug!(%peer, %error, "client connection ended");
+    }
+}

@@ -1,0 +1,213 @@
+//! The table that serves: a [`TableSpec`] linked to the registry's endpoints.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use backstop_core::balance::{self, Candidate, Tier};
+use backstop_core::table::{
+    BalancePolicy, OutlierSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec, Timeouts,
+};
+use http::{HeaderMap, HeaderValue};
+
+use crate::endpoint::{Endpoint, Lease};
+use crate::registry::Registry;
+
+/// Routes of one revision; replaced as a whole.
+pub(crate) struct Table {
+    pub(crate) revision: u64,
+    pub(crate) services: HashMap<Arc<str>, Arc<Service>>,
+    models: HashMap<String, Arc<Service>>,
+}
+
+pub(crate) struct Service {
+    pub(crate) name: Arc<str>,
+    pub(crate) versions: Vec<Arc<Version>>,
+    stable: Arc<Version>,
+    rules: Vec<RuleSpec>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) retry: RetrySpec,
+    pub(crate) outlier: OutlierSpec,
+}
+
+pub(crate) struct Version {
+    pub(crate) name: Arc<str>,
+    /// For `x-backstop-version`.
+    pub(crate) header: HeaderValue,
+    /// `stable` or `gray`, as logs and metrics call it.
+    pub(crate) env: &'static str,
+    pub(crate) targets: Vec<Target>,
+    balance: BalancePolicy,
+    turn: AtomicU64,
+}
+
+/// An endpoint in its place in a version.
+pub(crate) struct Target {
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) weight: f64,
+    pub(crate) priority: u8,
+}
+
+impl Table {
+    /// Nothing to serve yet.
+    pub(crate) fn empty() -> Self {
+        Self { revision: 0, services: HashMap::new(), models: HashMap::new() }
+    }
+
+    pub(crate) fn link(spec: &TableSpec, registry: &Registry) -> Self {
+        let mut table = Self { revision: spec.revision, ..Self::empty() };
+        for service_spec in &spec.services {
+            let service = Arc::new(Service::link(service_spec, registry));
+            for model in &service_spec.models {
+                table.models.insert(model.clone(), Arc::clone(&service));
+            }
+            table.services.insert(Arc::clone(&service.name), service);
+        }
+        table
+    }
+
+    pub(crate) fn by_model(&self, model: &str) -> Option<&Arc<Service>> {
+        self.models.get(model)
+    }
+
+    /// The values of `model` that are served, in order.
+    pub(crate) fn models(&self) -> Vec<&str> {
+        let mut models: Vec<_> = self.models.keys().map(String::as_str).collect();
+        models.sort_unstable();
+        models
+    }
+
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.services.values().flat_map(|service| &service.versions).flat_map(|version| &version.targets)
+    }
+}
+
+impl Service {
+    fn link(spec: &ServiceSpec, registry: &Registry) -> Self {
+        let name: Arc<str> = spec.name.as_str().into();
+        let versions: Vec<_> = spec
+            .versions
+            .iter()
+            .map(|version| {
+                let mut targets: Vec<_> = version
+                    .endpoints
+                    .iter()
+                    .map(|endpoint| Target {
+                        endpoint: registry.endpoint(spec, &version.name, endpoint),
+                        weight: endpoint.weight,
+                        priority: endpoint.priority,
+                    })
+                    .collect();
+                targets.sort_by_key(|target| target.priority);
+                Arc::new(Version {
+                    name: version.name.as_str().into(),
+                    header: HeaderValue::from_str(&version.name)
+                        .unwrap_or(HeaderValue::from_static("unnamed")),
+                    env: if version.name == spec.stable { "stable" } else { "gray" },
+                    targets,
+                    balance: spec.balance,
+                    turn: AtomicU64::new(0),
+                })
+            })
+            .collect();
+        let empty = || {
+            Arc::new(Version {
+                name: spec.stable.as_str().into(),
+                header: HeaderValue::from_static("none"),
+                env: "stable",
+                targets: Vec::new(),
+                balance: spec.balance,
+                turn: AtomicU64::new(0),
+            })
+        };
+        Self {
+            stable: versions
+                .iter()
+                .find(|version| *version.name == *spec.stable)
+                .map_or_else(empty, Arc::clone),
+            name,
+            versions,
+            rules: spec.rules.clone(),
+            timeouts: spec.timeouts,
+            retry: spec.retry,
+            outlier: spec.outlier,
+        }
+    }
+
+    /// The version that a request is assigned to: the first rule that matches, else the stable one.
+    pub(crate) fn assign(&self, headers: &HeaderMap) -> &Arc<Version> {
+        let by_rule = self.rules.iter().find_map(|rule| {
+            let (name, value) = &rule.header;
+            let matches =
+                headers.get_all(name.as_str()).iter().any(|given| given.as_bytes() == value.as_bytes());
+            matches.then(|| self.version(&rule.version)).flatten()
+        });
+        by_rule.unwrap_or(&self.stable)
+    }
+
+    pub(crate) fn version(&self, name: &str) -> Option<&Arc<Version>> {
+        self.versions.iter().find(|version| *version.name == *name)
+    }
+
+    pub(crate) fn stable(&self) -> &Arc<Version> {
+        &self.stable
+    }
+}
+
+impl Version {
+    /// Starts an attempt on the best endpoint that is not among `tried`.
+    ///
+    /// With no eligible endpoint left, those kept out only by passive evidence (breaker, ejection, back-pressure)
+    /// or not checked yet are used rather than none; those that fail active checks never are.
+    pub(crate) fn lease(&self, tried: &[Arc<Endpoint>], session: Option<u64>, now: Instant) -> Option<Lease> {
+        let fresh = |target: &&Target| !tried.iter().any(|tried| Arc::ptr_eq(tried, &target.endpoint));
+        // A breaker may let only one request through; whoever comes second chooses again.
+        for _ in 0..=self.targets.len() {
+            let Some(chosen) = self.choose(fresh, |endpoint| endpoint.is_eligible(now), session, now) else {
+                break;
+            };
+            if let Some(lease) = chosen.lease(now) {
+                return Some(lease);
+            }
+        }
+        self.choose(fresh, Endpoint::may_serve, session, now).map(Endpoint::lease_regardless)
+    }
+
+    fn choose(
+        &self,
+        fresh: impl Fn(&&Target) -> bool,
+        admits: impl Fn(&Endpoint) -> bool,
+        session: Option<u64>,
+        now: Instant,
+    ) -> Option<&Arc<Endpoint>> {
+        let rng = &mut rand::rng();
+        let mut open: Vec<(&Target, Candidate)> = Vec::with_capacity(self.targets.len());
+        let mut tiers: Vec<(u8, Tier)> = Vec::with_capacity(1);
+        for target in self.targets.iter().filter(&fresh) {
+            if tiers.last().is_none_or(|(priority, _)| *priority != target.priority) {
+                tiers.push((target.priority, Tier { weight: 0.0, healthy: 0.0 }));
+            }
+            let Some((_, tier)) = tiers.last_mut() else { continue };
+            tier.weight += target.weight;
+            if admits(&target.endpoint) {
+                let candidate = target.endpoint.candidate(target.weight, now);
+                tier.healthy += target.weight * candidate.health;
+                open.push((target, candidate));
+            }
+        }
+        let priority = match tiers.as_slice() {
+            [] => return None,
+            [(priority, _)] => *priority,
+            several => {
+                let levels: Vec<Tier> = several.iter().map(|(_, tier)| *tier).collect();
+                several[balance::choose_tier(&levels, rand::RngExt::random(rng))?].0
+            }
+        };
+        open.retain(|(target, _)| target.priority == priority);
+        let candidates: Vec<Candidate> = open.iter().map(|(_, candidate)| *candidate).collect();
+        let turn = self.turn.fetch_add(1, Relaxed);
+        let chosen = balance::pick(self.balance, &candidates, turn, session, rng)?;
+        Some(&open[chosen].0.endpoint)
+    }
+}
