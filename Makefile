@@ -1,0 +1,68 @@
+# `make help` lists what there is to do.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Arguments for the demo, such as ARGS="--headless".
+ARGS ?=
+
+PIP_STAMP := $(VENV)/.installed
+NODE_STAMP := tests/node_modules/.installed
+LLAMA := $(VENV)/bin/python tests/engines/llama_server.py
+
+.PHONY: help demo demo-llama test test-rust test-python test-node check bench clean FORCE
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: ## build, then show a model server being killed and nobody noticing
+	cargo build --release -p backstop
+	target/release/backstop demo $(ARGS)
+
+demo-llama: $(PIP_STAMP) ## the same with real llama.cpp servers and a small real model
+	cargo build --release -p backstop
+	target/release/backstop demo --engine llama.cpp --server-command "$(LLAMA) --port {port}" $(ARGS)
+
+test: ## run all tests, installing what they need
+	scripts/test
+
+test-rust: ## the Rust tests only
+	cargo test --workspace
+
+test-python: $(PIP_STAMP) ## the Python tests only: official SDK, real llama.cpp servers
+	cargo build -p backstop
+	$(VENV)/bin/python -m pytest tests/python $(ARGS)
+
+test-node: $(PIP_STAMP) $(NODE_STAMP) ## the Node tests only: official SDK
+	cargo build -p backstop
+	node --test tests/node/*.test.mjs
+
+check: ## formatting, lints, docs, dependency rules, licences
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --quiet
+	$(PYTHON) scripts/check_dependencies.py
+	$(PYTHON) scripts/check_pins.py
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
+	else echo "cargo-deny is not installed: licences and advisories were not checked"; \
+	     echo "hint: cargo install cargo-deny --locked"; fi
+
+bench: ## compare with nginx and a bare proxy; writes docs/benchmarks.md
+	cargo build --release -p backstop -p backstop-bench
+	mkdir -p bench/results docs
+	target/release/backstop-bench run --backstop target/release/backstop --out bench/results/latest.json
+	target/release/backstop-bench report bench/results/latest.json > bench/results/report.md
+	mv bench/results/report.md docs/benchmarks.md
+
+clean: ## remove everything that was built or installed
+	cargo clean
+	rm -rf $(VENV) tests/node_modules bench/results
+
+# The stamps hold a digest of what was asked for, so a changed list is installed again and nothing else is.
+$(PIP_STAMP): FORCE
+	@PYTHON="$(PYTHON)" scripts/install_python "$(VENV)"
+
+$(NODE_STAMP): FORCE
+	@scripts/install_node
+
+FORCE:
