@@ -8,15 +8,14 @@ use backstop_core::breaker::Outcome;
 use backstop_openai::error::{is_error_body, message_of};
 use backstop_openai::peek::with_model;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::endpoint::{Lease, Settings};
 use crate::fault::Fault;
 use crate::request::Routed;
 use crate::server::Phase;
 use crate::stream::{Step, StreamReader};
-use crate::upstream::{Answer, Exchange};
+use crate::upstream::{Answer, Exchange, UpstreamRequest};
 use crate::{Shared, clock, headers};
 
 /// The longest plain answer that is buffered, in bytes.
@@ -27,6 +26,7 @@ const MAX_ERROR: usize = 256 * 1024;
 const MAX_HELD: usize = 256 * 1024;
 
 /// An answer that may be committed to.
+#[expect(clippy::large_enum_variant, reason = "moved once and not kept")]
 pub(crate) enum Won {
     Plain {
         status: StatusCode,
@@ -87,6 +87,7 @@ pub(crate) async fn run(
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "moved once and not kept")]
 enum Progress {
     Plain { status: StatusCode, headers: HeaderMap, body: Bytes },
     Stream { headers: HeaderMap, reader: StreamReader, held: Bytes, ended: bool },
@@ -101,7 +102,7 @@ async fn exchange(
 ) -> Result<Progress, Fault> {
     let request = build(routed, settings, request_id);
     let pool = Arc::clone(&lease.endpoint().pool);
-    let answer = Exchange::send(&pool, request, routed.timeouts.connect).await?;
+    let answer = Exchange::send(&pool, &request, routed.timeouts.connect).await?;
     lease.progress();
     let Answer { status, mut headers, exchange } = answer;
     let is_events = headers.get(header::CONTENT_TYPE).is_some_and(is_event_stream);
@@ -195,25 +196,22 @@ impl Held {
     }
 }
 
-fn build(routed: &Routed, settings: &Settings, request_id: &HeaderValue) -> Request<Full<Bytes>> {
+fn build(routed: &Routed, settings: &Settings, request_id: &HeaderValue) -> UpstreamRequest {
     let body = match (&settings.spec.model, &routed.model_span) {
         (Some(model), Some(span)) => with_model(&routed.body, span, model),
         _ => routed.body.clone(),
     };
-    let mut request = Request::new(Full::new(body));
-    *request.method_mut() = routed.method.clone();
-    *request.uri_mut() = target_uri(&settings.spec.target.base_path, &routed.path_and_query);
-    *request.headers_mut() =
-        headers::to_upstream(&routed.headers, &settings.host, settings.credentials.as_ref(), request_id);
-    request
-}
-
-fn target_uri(base_path: &str, path_and_query: &http::uri::PathAndQuery) -> Uri {
-    if base_path.is_empty() {
-        return Uri::from(path_and_query.clone());
+    UpstreamRequest {
+        method: routed.method.clone(),
+        target: format!("{}{}", settings.spec.target.base_path, routed.path_and_query),
+        headers: headers::to_upstream(
+            &routed.headers,
+            &settings.host,
+            settings.credentials.as_ref(),
+            request_id,
+        ),
+        body,
     }
-    // Both parts have been parsed before, so their sum is valid as well.
-    format!("{base_path}{path_and_query}").parse().unwrap_or_else(|_| Uri::from(path_and_query.clone()))
 }
 
 /// Statuses that another endpoint may do better than.

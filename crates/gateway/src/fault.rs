@@ -8,7 +8,7 @@ use backstop_openai::stream::EventFault;
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 
-use crate::upstream::{ConnectError, SendError};
+use crate::upstream::{ConnectError, SendError, WireError};
 
 /// The client's mistake: answered at once, nothing is sent upstream.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +79,7 @@ pub(crate) enum Fault {
     #[error("the upstream can't be reached: {0}")]
     Connect(ConnectError),
     #[error("the connection to the upstream was lost: {0}")]
-    Lost(hyper::Error),
+    Lost(WireError),
     #[error("the upstream answered {status}{}", detail(message))]
     Status {
         status: StatusCode,

@@ -4,11 +4,11 @@ use std::task::{Context, Poll, ready};
 
 use backstop_openai::Api;
 use backstop_openai::sse::{self, EventBuffer};
-use backstop_openai::stream::{StreamState, scan};
+use backstop_openai::stream::{EventFault, StreamState, scan};
 use bytes::Bytes;
 
 use crate::fault::Fault;
-use crate::upstream::Exchange;
+use crate::upstream::{Exchange, WireError};
 
 const DONE: &[u8] = b"data: [DONE]\n\n";
 
@@ -58,6 +58,10 @@ impl StreamReader {
     fn scan(&mut self, block: Bytes) -> Step {
         let mut start = 0;
         for event in sse::events(&block) {
+            if !event.is_text {
+                let fault = EventFault::Malformed("a line that is not UTF-8".to_owned());
+                return Step::Fault(block.slice(..start), Fault::Event(fault));
+            }
             if let Some(data) = &event.data {
                 if let Err(fault) = scan(self.api, data, &mut self.state) {
                     return Step::Fault(block.slice(..start), Fault::Event(fault));
@@ -72,7 +76,7 @@ impl StreamReader {
     }
 
     /// The body has ended, or the connection was lost.
-    fn ended(&self, error: Option<hyper::Error>) -> Step {
+    fn ended(&self, error: Option<WireError>) -> Step {
         if self.state.is_complete() {
             return self.complete();
         }

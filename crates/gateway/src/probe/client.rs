@@ -3,13 +3,12 @@ use std::time::Duration;
 
 use backstop_core::table::Target;
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde_json::Value;
 
 use super::engine_metrics::EngineMetrics;
 use crate::endpoint::Settings;
-use crate::upstream::{Exchange, Pool, SendError};
+use crate::upstream::{Exchange, Pool, SendError, UpstreamRequest, WireError};
 
 /// The longest answer that a probe reads, in bytes; vLLM's metrics are about 100 KiB.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
@@ -31,11 +30,9 @@ pub(super) enum ProbeError {
     #[error(transparent)]
     Send(#[from] SendError),
     #[error("{0}")]
-    Body(#[from] hyper::Error),
+    Body(#[from] WireError),
     #[error("the answer is longer than {MAX_ANSWER} bytes")]
     TooLong,
-    #[error("{0}")]
-    Request(#[from] http::Error),
 }
 
 impl Client {
@@ -79,21 +76,22 @@ impl Client {
         settings: &Settings,
         timeout: Duration,
     ) -> Result<Answer, ProbeError> {
-        let target = self.pool.target();
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", target.base_path))
-            .header(header::HOST, &settings.host)
-            .header(header::CONNECTION, "close")
-            .header(header::ACCEPT_ENCODING, "identity")
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(header::USER_AGENT, concat!("backstop-probe/", env!("CARGO_PKG_VERSION")));
+        let json = HeaderValue::from_static("application/json");
+        let agent = HeaderValue::from_static(concat!("backstop-probe/", env!("CARGO_PKG_VERSION")));
+        let mut headers = HeaderMap::from_iter([
+            (header::HOST, settings.host.clone()),
+            (header::CONNECTION, HeaderValue::from_static("close")),
+            (header::ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+            (header::CONTENT_TYPE, json),
+            (header::USER_AGENT, agent),
+        ]);
         if let Some(credentials) = &settings.credentials {
-            request = request.header(header::AUTHORIZATION, credentials);
+            headers.insert(header::AUTHORIZATION, credentials.clone());
         }
-        let request = request.body(Full::new(body))?;
+        let target = format!("{}{path}", self.pool.target().base_path);
+        let request = UpstreamRequest { method, target, headers, body };
         let exchange = async {
-            let answer = Exchange::send(&self.pool, request, timeout).await?;
+            let answer = Exchange::send(&self.pool, &request, timeout).await?;
             let body = answer.exchange.collect(MAX_ANSWER).await?.ok_or(ProbeError::TooLong)?;
             Ok(Answer { status: answer.status, body })
         };

@@ -1,11 +1,14 @@
-//! Connections to model servers.
+//! Connections to model servers: an own HTTP/1.1 client and its pool.
 //!
-//! An own pool over `hyper::client::conn`, for two reasons: the connection is driven in the task of the request
-//! that uses it, so that no chunk hops between tasks; and a request that found its pooled connection closed can
+//! Own code, because the way from the upstream's socket to the client's is where a gateway spends its time and
+//! memory (docs/decisions.md has the figures): the request's own task reads the socket, so that no chunk hops
+//! between tasks; a stream that waits holds no buffer; and a request that found its pooled connection closed can
 //! be told apart from one that an engine may have begun to work on.
 
 mod exchange;
 mod pool;
+mod wire;
 
-pub(crate) use exchange::{Answer, Exchange, SendError};
+pub(crate) use exchange::{Answer, Exchange, SendError, UpstreamRequest};
 pub(crate) use pool::{ConnectError, Pool};
+pub(crate) use wire::WireError;

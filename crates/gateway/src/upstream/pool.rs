@@ -1,47 +1,75 @@
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Waker};
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use backstop_core::table::Target;
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use bytes::{Buf, BytesMut};
 use tokio::net::TcpStream;
 
 use crate::clock;
 
 /// Connections kept for later, at most, per endpoint.
 const MAX_IDLE: usize = 512;
-/// A connection unused for this long is closed: below the keep-alive of uvicorn (5 s) it would be of no use,
-/// far above it the server closes it under us.
+/// A connection unused for this long is closed. Servers close idle ones after a time of their own (uvicorn: 5 s),
+/// which is noticed when the connection is taken from the pool.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Read at once, in bytes; four times as much while the upstream fills it.
+const READ_SIZE: usize = 8 * 1024;
 
-type Driver = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
-
-/// One connection together with the future that moves its bytes.
+/// One connection to a model server.
 pub(super) struct Connection {
-    pub(super) sender: SendRequest<Full<Bytes>>,
-    /// `None` once it has ended; a future must not be polled after that.
-    driver: Option<Pin<Box<Driver>>>,
+    stream: TcpStream,
+    /// Read and not taken yet. Has no memory while there is nothing to read.
+    pub(super) buffer: BytesMut,
+    read_size: usize,
 }
 
 impl Connection {
-    /// Moves bytes as far as they go.
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(driver) = &mut self.driver
-            && driver.as_mut().poll(cx).is_ready()
-        {
-            self.driver = None;
+    /// Reads what is there into `buffer`; 0 = closed by the upstream.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        loop {
+            let Poll::Ready(ready) = self.stream.poll_read_ready(cx) else {
+                if self.buffer.is_empty() {
+                    // Waiting may take long: it should cost nothing.
+                    self.buffer = BytesMut::new();
+                }
+                return Poll::Pending;
+            };
+            ready?;
+            self.buffer.reserve(self.read_size);
+            match self.stream.try_read_buf(&mut self.buffer) {
+                Ok(read) => {
+                    let filled = self.buffer.len() == self.buffer.capacity();
+                    self.read_size = if filled { 4 * READ_SIZE } else { READ_SIZE };
+                    return Poll::Ready(Ok(read));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
         }
     }
 
-    /// Whether another request can be sent: nothing outstanding, and the server has not closed it.
-    fn is_reusable(&mut self) -> bool {
-        self.drive(&mut Context::from_waker(Waker::noop()));
-        self.driver.is_some() && self.sender.is_ready()
+    /// Writes the front of `data`.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, data: &mut impl Buf) -> Poll<io::Result<()>> {
+        while data.has_remaining() {
+            ready!(self.stream.poll_write_ready(cx))?;
+            let mut slices = [io::IoSlice::new(&[]); 4];
+            let count = data.chunks_vectored(&mut slices);
+            match self.stream.try_write_vectored(&slices[..count]) {
+                Ok(written) => data.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether it is still open and silent, as an idle connection must be.
+    fn is_quiet(&self) -> bool {
+        let mut byte = [0];
+        self.buffer.is_empty()
+            && matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
@@ -63,9 +91,7 @@ pub(crate) enum ConnectError {
     #[error("no connection within {0:?}")]
     Timeout(Duration),
     #[error("{0}")]
-    Io(#[from] std::io::Error),
-    #[error("{0}")]
-    Handshake(#[from] hyper::Error),
+    Io(#[from] io::Error),
 }
 
 impl Pool {
@@ -80,18 +106,19 @@ impl Pool {
     /// An idle connection that still seems open.
     pub(super) fn reuse(&self) -> Option<Connection> {
         loop {
-            let Idle { mut connection, since } = self.lock().pop()?;
-            if clock::now().duration_since(since) < IDLE_TIMEOUT && connection.is_reusable() {
+            let Idle { connection, since } = self.lock().pop()?;
+            if clock::now().duration_since(since) < IDLE_TIMEOUT && connection.is_quiet() {
                 return Some(connection);
             }
         }
     }
 
-    /// Takes a connection back; it is closed if it can't be used again.
+    /// Takes back a connection whose answer has been read to its end.
     pub(super) fn give_back(&self, mut connection: Connection) {
-        if !connection.is_reusable() {
+        if !connection.buffer.is_empty() {
             return;
         }
+        connection.buffer = BytesMut::new();
         let mut idle = self.lock();
         if idle.len() < MAX_IDLE {
             idle.push(Idle { connection, since: clock::now() });
@@ -102,8 +129,7 @@ impl Pool {
         let connecting = async {
             let stream = TcpStream::connect((self.target.host.as_str(), self.target.port)).await?;
             stream.set_nodelay(true)?;
-            let (sender, driver) = http1::Builder::new().handshake(TokioIo::new(stream)).await?;
-            Ok(Connection { sender, driver: Some(Box::pin(driver)) })
+            Ok(Connection { stream, buffer: BytesMut::new(), read_size: READ_SIZE })
         };
         tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError::Timeout(timeout)))
     }
@@ -124,7 +150,7 @@ impl Pool {
         drop(old);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
