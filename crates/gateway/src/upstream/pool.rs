@@ -1,4 +1,5 @@
 use std::io;
+use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -6,6 +7,7 @@ use std::time::{Duration, Instant};
 use backstop_core::table::Target;
 use bytes::{Buf, BytesMut};
 use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
 
 use crate::clock;
 
@@ -28,26 +30,20 @@ pub(super) struct Connection {
 impl Connection {
     /// Reads what is there into `buffer`; 0 = closed by the upstream.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        loop {
-            let Poll::Ready(ready) = self.stream.poll_read_ready(cx) else {
-                if self.buffer.is_empty() {
-                    // Waiting may take long: it should cost nothing.
-                    self.buffer = BytesMut::new();
-                }
-                return Poll::Pending;
-            };
-            ready?;
-            self.buffer.reserve(self.read_size);
-            match self.stream.try_read_buf(&mut self.buffer) {
-                Ok(read) => {
-                    let filled = self.buffer.len() == self.buffer.capacity();
-                    self.read_size = if filled { 4 * READ_SIZE } else { READ_SIZE };
-                    return Poll::Ready(Ok(read));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+        let Poll::Ready(ready) = self.stream.poll_read_ready(cx) else {
+            if self.buffer.is_empty() {
+                // Waiting may take long: it should cost nothing.
+                self.buffer = BytesMut::new();
             }
-        }
+            return Poll::Pending;
+        };
+        ready?;
+        self.buffer.reserve(self.read_size);
+        // Unlike `try_read`, this knows after a short read that there is no more, and saves a system call.
+        let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer))?;
+        let filled = self.buffer.len() == self.buffer.capacity();
+        self.read_size = if filled { 4 * READ_SIZE } else { READ_SIZE };
+        Poll::Ready(Ok(read))
     }
 
     /// Writes the front of `data`.
