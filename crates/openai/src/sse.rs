@@ -63,6 +63,8 @@ fn end_of_last_event(bytes: &[u8], from: usize) -> usize {
 pub struct Event<'a> {
     /// The `data` field; `None` for comments (keep-alives) and events without data.
     pub data: Option<Cow<'a, [u8]>>,
+    /// Its other lines, which readers skip, are UTF-8 at least: readers decode before they skip.
+    pub is_text: bool,
     /// Where the event ends in its block, blank line included.
     pub end: usize,
 }
@@ -75,6 +77,7 @@ pub fn events(block: &[u8]) -> impl Iterator<Item = Event<'_>> {
             return None;
         }
         let mut data: Option<Cow<'_, [u8]>> = None;
+        let mut is_text = true;
         let mut line_start = rest;
         for newline in memchr_iter(b'\n', &block[rest..]).map(|at| at + rest) {
             let line = &block[line_start..newline];
@@ -93,10 +96,12 @@ pub fn events(block: &[u8]) -> impl Iterator<Item = Event<'_>> {
                         Cow::Owned(joined)
                     }
                 });
+            } else {
+                is_text &= std::str::from_utf8(line).is_ok();
             }
         }
         rest = line_start;
-        Some(Event { data, end: rest })
+        Some(Event { data, is_text, end: rest })
     })
 }
 
@@ -126,6 +131,15 @@ mod tests {
         assert_eq!(data_of(b": ping\n\nevent: x\ndata: c\nid: 1\n\n"), [None, some("c")]);
         assert_eq!(data_of(b"data: a\ndata: b\ndata\n\n"), [some("a\nb\n")]);
         assert_eq!(data_of(b"database: a\n\n"), [None]);
+    }
+
+    #[test]
+    fn lines_that_are_skipped_must_be_text_too() {
+        let is_text = |block| events(block).map(|event| event.is_text).collect::<Vec<_>>();
+        assert_eq!(
+            is_text(b"\xff\xfe\n\ndata: a\n\n: \xc3\xa9\n\n: \xc3\ndata: b\n\n"),
+            [false, true, true, false]
+        );
     }
 
     #[test]
