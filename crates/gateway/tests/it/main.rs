@@ -1,0 +1,8 @@
+//! The gateway between real sockets: raw clients in front, simulated engines behind.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+mod client;
+mod retry;
+mod stream_end;
+mod world;

@@ -1,0 +1,189 @@
+//! After the first byte: the client gets what was good, then the truth.
+
+use backstop_engine_sim::{Cut, Dist, Fault, SimConfig};
+use serde_json::Value;
+use tokio::net::TcpSocket;
+
+use crate::client::{CHAT, Conn, End, Reply, all, call, chat, error_code, hi, until};
+use crate::world::{TOKENS, World, ms, oracle};
+
+/// Good content, then one error event, and nothing after it.
+#[track_caller]
+fn check_cut(reply: &Reply, good: &str, code: &str, context: &str) {
+    assert_eq!((reply.status, reply.end), (200, End::Complete), "{context}");
+    assert_eq!(reply.header("content-type"), Some("text/event-stream; charset=utf-8"), "{context}");
+    let mut events = reply.events();
+    let last = events.pop().unwrap();
+    assert_ne!(last, "[DONE]", "{context}");
+    let last: Value = serde_json::from_str(&last).unwrap();
+    assert_eq!(error_code(&last), code, "{context}: {last}");
+    for event in &events {
+        let event: Value = serde_json::from_str(event).unwrap();
+        assert!(event.get("error").is_none() && event["choices"].is_array(), "{context}: {event}");
+    }
+    assert_eq!(reply.content(), good, "{context}");
+}
+
+#[tokio::test]
+async fn streams_that_break_end_with_an_error_event() {
+    let cut = |after, how, mid_event| Fault::Cut { after, how, mid_event };
+    let mut cases = Vec::new();
+    for after in [1, 3, 63, 64] {
+        cases.push((cut(after, Cut::Fin, false), after, "upstream_disconnected"));
+        cases.push((cut(after, Cut::End, false), after, "upstream_truncated"));
+    }
+    cases.extend([
+        (cut(3, Cut::Fin, true), 3, "upstream_disconnected"),
+        (cut(3, Cut::End, true), 3, "upstream_truncated"),
+        (Fault::Stall { after: 3 }, 3, "upstream_stalled"),
+        (Fault::InvalidEvent { after: 3 }, 3, "upstream_malformed_event"),
+        (Fault::Garbage { after: 3 }, 3, "upstream_malformed_event"),
+        (Fault::ErrorEvent { after: 3 }, 3, "upstream_stream_error"),
+    ]);
+    let running = cases.into_iter().map(|(fault, after, code)| tokio::spawn(broken(fault, after, code)));
+    all(running.collect()).await;
+
+    async fn broken(fault: Fault, after: u64, code: &'static str) {
+        let context = format!("{fault:?}");
+        let (world, mut conn, reply) = broken_after_the_first_byte(&fault).await;
+        check_cut(&reply, &oracle(after as usize), code, &context);
+        assert_eq!(world.requests(), [1, 0], "{context}");
+        assert_eq!((world.totals().cut, world.totals().answered), (1, 0), "{context}");
+        assert_eq!(world.endpoint(0).in_flight, 0, "{context}");
+        // The connection is as good as new.
+        world.sims[0].clear_faults();
+        conn.send("POST", CHAT, "", &hi(true)).await;
+        assert_eq!(conn.reply().await.content(), oracle(TOKENS), "{context}");
+    }
+}
+
+/// Engines write one event at a time, but on a busy machine several may arrive together with the fault; then
+/// nothing has been sent yet and another engine helps. That is another test's business.
+async fn broken_after_the_first_byte(fault: &Fault) -> (World, Conn, Reply) {
+    for _ in 0..20 {
+        let config = SimConfig { itl: Dist::Constant(ms(5)), ..SimConfig::default() };
+        let world = World::of(vec![config; 2], |service| service.timeouts.inter_token = ms(150)).await;
+        world.sims[0].set_fault(fault.clone());
+        let mut conn = Conn::open(world.addr).await;
+        conn.send("POST", CHAT, "", &hi(true)).await;
+        let reply = conn.reply().await;
+        if reply.attempts() == 1 {
+            return (world, conn, reply);
+        }
+        assert_eq!((reply.attempts(), reply.content()), (2, oracle(TOKENS)));
+    }
+    panic!("{fault:?} always comes with the first byte");
+}
+
+/// A reset may throw away what was not read yet, but what arrives is still good.
+#[tokio::test]
+async fn a_reset_in_the_stream_leaves_a_prefix() {
+    for mid_event in [true, false] {
+        let world = World::start(2, |_| {}).await;
+        world.sims[0].set_fault(Fault::Cut { after: 20, how: Cut::Rst, mid_event });
+        let reply = chat(world.addr, true).await;
+        if reply.attempts() == 2 {
+            // Nothing of it arrived, so it was not too late to go elsewhere.
+            assert_eq!(reply.content(), oracle(TOKENS));
+            continue;
+        }
+        let content = reply.content();
+        assert!(oracle(20).starts_with(&content), "{content}");
+        check_cut(&reply, &content, "upstream_disconnected", "reset");
+    }
+}
+
+#[tokio::test]
+async fn a_killed_engine_ends_its_streams_properly() {
+    let world = World::start(1, |_| {}).await;
+    world.sims[0].set_fault(Fault::Stall { after: 5 });
+    let mut conn = Conn::open(world.addr).await;
+    conn.send("POST", CHAT, "", &hi(true)).await;
+    let mut reply = conn.head().await.unwrap();
+    reply.body = conn.contents(5).await;
+    world.sims[0].kill().await;
+    conn.body(&mut reply).await;
+    check_cut(&reply, &oracle(5), "upstream_disconnected", "killed");
+}
+
+#[tokio::test]
+async fn a_complete_answer_without_its_end_mark_gets_one() {
+    let world = World::start(1, |_| {}).await;
+    world.sims[0].set_fault(Fault::NoDone);
+    let reply = chat(world.addr, true).await;
+    assert_eq!((reply.status, reply.end), (200, End::Complete));
+    assert_eq!((reply.content(), reply.is_done()), (oracle(TOKENS), true));
+    assert_eq!(reply.events().iter().filter(|it| *it == "[DONE]").count(), 1);
+    assert_eq!((world.totals().answered, world.totals().cut), (1, 0));
+    // One without a finish reason is as complete as its own end mark says.
+    world.sims[0].set_fault(Fault::NoFinish);
+    let reply = chat(world.addr, true).await;
+    assert_eq!((reply.content(), reply.is_done()), (oracle(TOKENS), true));
+}
+
+#[tokio::test]
+async fn pieces_of_any_size_make_the_same_stream() {
+    let world = World::start(1, |_| {}).await;
+    let whole = chat(world.addr, true).await;
+    for bytes in [1, 3, 100, 10_000] {
+        world.sims[0].set_fault(Fault::Dribble { bytes });
+        let reply = chat(world.addr, true).await;
+        assert_eq!((reply.content(), reply.is_done()), (oracle(TOKENS), true), "{bytes}");
+        assert_eq!(reply.events().len(), whole.events().len(), "{bytes}");
+    }
+}
+
+#[tokio::test]
+async fn other_apis_are_cut_in_the_same_way() {
+    let cases = [
+        ("/v1/completions", r#"{"model":"chat","stream":true,"prompt":"hi"}"#),
+        ("/v1/responses", r#"{"model":"chat","stream":true,"input":"hi"}"#),
+    ];
+    for (path, body) in cases {
+        let world = World::start(1, |_| {}).await;
+        let whole = call(world.addr, "POST", path, "", body.as_bytes()).await;
+        assert_eq!((whole.status, whole.end), (200, End::Complete));
+        for how in [Cut::Fin, Cut::End] {
+            world.sims[0].set_fault(Fault::Cut { after: 4, how, mid_event: true });
+            let reply = call(world.addr, "POST", path, "", body.as_bytes()).await;
+            let mut events = reply.events();
+            let last: Value = serde_json::from_str(&events.pop().unwrap()).unwrap();
+            error_code(&last);
+            assert_eq!((reply.status, reply.end), (200, End::Complete), "{path}");
+            let content = reply.content();
+            assert!(!content.is_empty() && whole.content().starts_with(&content), "{path}: {content}");
+            assert!(content.len() < whole.content().len(), "{path}");
+            assert!(!reply.text().contains("[DONE]") && !reply.text().contains("response.completed"));
+        }
+    }
+}
+
+/// The time between tokens is the upstream's alone: a client that reads slowly is nobody's stall.
+#[tokio::test]
+async fn a_slow_reader_gets_everything() {
+    const MANY: usize = 80_000;
+    let config = SimConfig { tokens: MANY as u64, ..SimConfig::default() };
+    let world = World::of(vec![config], |service| service.timeouts.inter_token = ms(150)).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(8 * 1024).unwrap();
+    let mut conn = Conn::of(socket.connect(world.addr).await.unwrap());
+    conn.send("POST", CHAT, "", &hi(true)).await;
+    let mut reply = conn.head().await.unwrap();
+    // The pause is what is tested: much longer than the upstream may take between two tokens.
+    tokio::time::sleep(ms(600)).await;
+    assert_eq!(world.sims[0].in_flight(), 1, "the stream fits into buffers; make it longer");
+    conn.body(&mut reply).await;
+    assert!(reply.is_done());
+    assert_eq!(reply.content(), oracle(MANY));
+}
+
+#[tokio::test]
+async fn the_total_time_ends_a_stream() {
+    let config = SimConfig { itl: Dist::Constant(ms(20)), tokens: 100_000, ..SimConfig::default() };
+    let world = World::of(vec![config], |service| service.timeouts.total = ms(300)).await;
+    let reply = chat(world.addr, true).await;
+    let content = reply.content();
+    assert!(!content.is_empty() && oracle(1000).starts_with(&content), "{content}");
+    check_cut(&reply, &content, "total_timeout", "total");
+    until("cancelled upstream", || world.sims[0].cancelled() == 1).await;
+}

@@ -1,0 +1,174 @@
+//! A gateway with its simulated engines, on free ports of the loopback interface.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop_core::health::State;
+use backstop_core::table::{
+    BalancePolicy, BreakerSpec, EndpointSpec, Engine, HealthSpec, OutlierSpec, RetrySpec, ServiceSpec,
+    TableSpec, Timeouts, VersionSpec,
+};
+use backstop_engine_sim::{Sim, SimConfig, expected_text};
+use backstop_gateway::{EndpointStatus, Gateway, TotalsSnapshot};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::client::until;
+
+/// Tokens of a whole answer of [`SimConfig::default`].
+pub(crate) const TOKENS: usize = 64;
+
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+pub(crate) fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// The first tokens of the answer to "hi".
+pub(crate) fn oracle(tokens: usize) -> String {
+    expected_text(0, &[("user", "hi")], tokens)
+}
+
+pub(crate) struct World {
+    pub(crate) sims: Vec<Sim>,
+    pub(crate) spec: TableSpec,
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) addr: SocketAddr,
+    pub(crate) stop: Option<oneshot::Sender<Duration>>,
+    pub(crate) serving: JoinHandle<()>,
+}
+
+/// A service `chat` whose only version `v1` has the engines in this order, each with a priority of its own, so
+/// that the first gets all requests while it can. Active checks never take an engine out, nor does the breaker.
+pub(crate) fn service(sims: &[Sim]) -> ServiceSpec {
+    let endpoints = sims.iter().zip(0..).map(|(sim, priority)| endpoint(sim, priority)).collect();
+    ServiceSpec {
+        name: "chat".to_owned(),
+        models: vec!["chat".to_owned()],
+        stable: "v1".to_owned(),
+        versions: vec![VersionSpec { name: "v1".to_owned(), endpoints }],
+        rules: Vec::new(),
+        balance: BalancePolicy::RoundRobin,
+        timeouts: Timeouts {
+            connect: LONG,
+            first_token: LONG,
+            inter_token: LONG,
+            response: LONG,
+            total: LONG,
+        },
+        retry: RetrySpec { attempts: 2, backoff: ms(2) },
+        breaker: BreakerSpec { failures: 1000, open: LONG },
+        outlier: OutlierSpec { interval: LONG, ejection: LONG, max_ejected: 0.5 },
+        health: HealthSpec {
+            interval: LONG,
+            timeout: Duration::from_secs(5),
+            path: None,
+            up: 1,
+            down: 1000,
+            stall: LONG,
+            slow_start: Duration::ZERO,
+            inference: None,
+            checks: Vec::new(),
+        },
+    }
+}
+
+pub(crate) fn endpoint(sim: &Sim, priority: u8) -> EndpointSpec {
+    EndpointSpec {
+        target: sim.addr().into(),
+        engine: Engine::Sim,
+        model: None,
+        weight: 1.0,
+        priority,
+        api_key: None,
+    }
+}
+
+/// All endpoints on one level.
+pub(crate) fn side_by_side(service: &mut ServiceSpec) {
+    for endpoint in service.versions.iter_mut().flat_map(|version| &mut version.endpoints) {
+        endpoint.priority = 0;
+    }
+}
+
+impl World {
+    /// `count` engines that answer at once, and the service as `change` makes it.
+    pub(crate) async fn start(count: usize, change: impl FnOnce(&mut ServiceSpec)) -> Self {
+        Self::of(vec![SimConfig::default(); count], change).await
+    }
+
+    pub(crate) async fn of(sims: Vec<SimConfig>, change: impl FnOnce(&mut ServiceSpec)) -> Self {
+        let mut started = Vec::new();
+        for (config, i) in sims.into_iter().zip(0..) {
+            let config = SimConfig { name: format!("sim{i}"), log: 4096, ..config };
+            started.push(Sim::start(config).await.unwrap());
+        }
+        let mut service = service(&started);
+        change(&mut service);
+        let world = Self::serve(started, vec![service]).await;
+        world.until_all(State::Healthy).await;
+        world
+    }
+
+    pub(crate) async fn serve(sims: Vec<Sim>, services: Vec<ServiceSpec>) -> Self {
+        let gateway = Arc::new(Gateway::new());
+        let spec = TableSpec { revision: 1, services };
+        gateway.apply(&spec);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<Duration>();
+        let serving = tokio::spawn({
+            let gateway = Arc::clone(&gateway);
+            async move {
+                // The time to drain comes with the order to stop; tests that never stop need none.
+                gateway.serve(listener, async { drop(stopped.await) }, ms(300)).await;
+            }
+        });
+        Self { sims, spec, gateway, addr, stop: Some(stop), serving }
+    }
+
+    /// Serves another table from now on.
+    pub(crate) fn apply(&mut self, change: impl FnOnce(&mut TableSpec)) {
+        self.spec.revision += 1;
+        change(&mut self.spec);
+        self.gateway.apply(&self.spec);
+    }
+
+    pub(crate) fn endpoints(&self) -> Vec<EndpointStatus> {
+        let services = self.gateway.status().services;
+        services.into_iter().flat_map(|it| it.versions).flat_map(|it| it.endpoints).collect()
+    }
+
+    /// The endpoint of an engine, wherever its version lists it.
+    pub(crate) fn endpoint(&self, sim: usize) -> EndpointStatus {
+        let url = self.sims[sim].url();
+        self.endpoints().into_iter().find(|it| it.url == url).unwrap()
+    }
+
+    pub(crate) fn state(&self, sim: usize) -> State {
+        self.endpoint(sim).state
+    }
+
+    pub(crate) fn totals(&self) -> TotalsSnapshot {
+        self.gateway.status().totals
+    }
+
+    /// Requests that reached each engine, those of probes not counted.
+    pub(crate) fn requests(&self) -> Vec<usize> {
+        let ours = |sim: &Sim| {
+            let log = sim.request_log();
+            log.iter().filter(|it| !it.header("user-agent").is_some_and(|it| it.contains("probe"))).count()
+        };
+        self.sims.iter().map(ours).collect()
+    }
+
+    pub(crate) async fn until_all(&self, state: State) {
+        until(&format!("all {state}"), || self.endpoints().iter().all(|it| it.state == state)).await;
+    }
+
+    pub(crate) async fn until_state(&self, sim: usize, state: State) {
+        until(&format!("endpoint {sim} {state}"), || self.state(sim) == state).await;
+    }
+}
