@@ -4,6 +4,7 @@
 
 mod admin;
 mod check;
+mod demo;
 mod duration;
 mod log;
 mod reload;
@@ -28,6 +29,7 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     Check(check::Args),
+    Demo(demo::Args),
     /// Run a simulated model server with seeded faults, for tests and trials
     EngineSim(backstop_engine_sim::SimArgs),
 }
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::EngineSim(args) => engine_sim(args),
     };
     result.unwrap_or_else(|error| {
