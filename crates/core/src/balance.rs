@@ -16,7 +16,7 @@ const OVERPROVISIONING: f64 = 1.4;
 /// How fast a latency peak is forgotten (linkerd2-proxy's and tower's default).
 const DECAY: Duration = Duration::from_secs(10);
 
-/// What an endpoint without any answer yet is taken to need, in seconds.
+/// What an endpoint is taken to need, in seconds, when none has answered yet.
 const UNKNOWN_LATENCY: f64 = 0.03;
 
 /// An endpoint that may be chosen.
@@ -31,7 +31,7 @@ pub struct Candidate {
     /// Requests whose upstream part has not ended.
     pub in_flight: u32,
     /// See [`PeakEwma::latency`].
-    pub latency: f64,
+    pub latency: Option<f64>,
     /// Hash of the endpoint's identity, the same in every process.
     pub identity: u64,
 }
@@ -71,9 +71,13 @@ pub fn pick(
         BalancePolicy::PeakEwma => {
             let first = rng.random_range(0..candidates.len());
             let second = (first + rng.random_range(1..candidates.len())) % candidates.len();
+            // A newcomer is taken to be like the others: thought quick, it would be flooded; thought slow, starved.
+            let known = candidates.iter().filter_map(|c| c.latency);
+            let (sum, count) = known.fold((0.0, 0), |(sum, count), latency| (sum + latency, count + 1));
+            let usual = if count == 0 { UNKNOWN_LATENCY } else { sum / f64::from(count) };
             let cost = |i: usize| {
                 let c = &candidates[i];
-                c.latency * f64::from(c.in_flight + 1) / share(c)
+                c.latency.unwrap_or(usual) * f64::from(c.in_flight + 1) / share(c)
             };
             if cost(second) < cost(first) { second } else { first }
         }
@@ -184,9 +188,9 @@ impl PeakEwma {
     }
 
     /// The estimate in seconds, `since_last` after the last observation: it fades, so that an endpoint that was
-    /// slow is tried again. An endpoint without any observation counts as quick.
-    pub fn latency(self, since_last: Duration) -> f64 {
-        if self.seconds == 0.0 { UNKNOWN_LATENCY } else { (self.seconds * decay(since_last)).max(1e-6) }
+    /// slow is tried again. `None` without any observation.
+    pub fn latency(self, since_last: Duration) -> Option<f64> {
+        (self.seconds > 0.0).then(|| (self.seconds * decay(since_last)).max(1e-6))
     }
 }
 
@@ -246,7 +250,7 @@ mod tests {
     use super::*;
 
     const PLAIN: Candidate =
-        Candidate { weight: 1.0, health: 1.0, dynamic: 1.0, in_flight: 0, latency: 0.1, identity: 1 };
+        Candidate { weight: 1.0, health: 1.0, dynamic: 1.0, in_flight: 0, latency: Some(0.1), identity: 1 };
 
     fn shares(policy: BalancePolicy, candidates: &[Candidate]) -> Vec<f64> {
         let mut rng = StdRng::seed_from_u64(7);
@@ -294,12 +298,15 @@ mod tests {
     #[test]
     fn load_and_latency_are_avoided() {
         let busy = Candidate { in_flight: 9, ..PLAIN };
-        let slow = Candidate { latency: 1.0, ..PLAIN };
+        let slow = Candidate { latency: Some(1.0), ..PLAIN };
         check(BalancePolicy::LeastRequests, &[busy, PLAIN], &[0.0, 1.0]);
         check(BalancePolicy::PeakEwma, &[busy, PLAIN], &[0.0, 1.0]);
         check(BalancePolicy::PeakEwma, &[slow, PLAIN], &[0.0, 1.0]);
         // Of three, two equal ones share what the slow one does not get.
         check(BalancePolicy::PeakEwma, &[slow, PLAIN, PLAIN], &[0.0, 0.5, 0.5]);
+        // Nothing is known of a newcomer: it gets its share, neither all nor nothing.
+        let newcomer = Candidate { latency: None, ..PLAIN };
+        check(BalancePolicy::PeakEwma, &[newcomer, PLAIN], &[0.5, 0.5]);
     }
 
     #[test]
@@ -342,12 +349,12 @@ mod tests {
     fn peaks_are_taken_at_once_and_forgotten_slowly() {
         let second = Duration::from_secs(1);
         let ewma = PeakEwma::default();
-        assert_eq!(ewma.latency(second), UNKNOWN_LATENCY);
+        assert_eq!(ewma.latency(second), None);
         let ewma = ewma.observe(second, second).observe(5 * second, second);
-        assert!((ewma.latency(Duration::ZERO) - 5.0).abs() < 1e-9);
-        let calmer = ewma.observe(second, DECAY).latency(Duration::ZERO);
+        assert!((ewma.latency(Duration::ZERO).expect("known") - 5.0).abs() < 1e-9);
+        let calmer = ewma.observe(second, DECAY).latency(Duration::ZERO).expect("known");
         assert!((calmer - (1.0 + 4.0 * (-1.0f64).exp())).abs() < 1e-9);
-        assert!(ewma.latency(10 * DECAY) < 0.001);
+        assert!(ewma.latency(10 * DECAY).is_some_and(|seconds| seconds < 0.001));
     }
 
     #[test]

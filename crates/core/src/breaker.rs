@@ -61,6 +61,13 @@ impl Breaker {
         admitted
     }
 
+    /// Active checks have seen the endpoint come back: the next request may probe at once.
+    pub fn recovered(&mut self, now: Instant) {
+        if let Self::Open { until } = self {
+            *until = now.min(*until);
+        }
+    }
+
     /// Takes in the end of an attempt.
     pub fn finish(&mut self, outcome: Outcome, spec: &BreakerSpec, now: Instant) -> Option<Change> {
         let open = Self::Open { until: now + spec.open };
@@ -116,5 +123,16 @@ mod tests {
         assert!(breaker.admit(at(22)));
         assert_eq!(breaker.finish(Outcome::Success, &spec, at(23)), Some(Change::Closed));
         assert!(breaker.admit(at(23)) && breaker.admit(at(23)));
+    }
+
+    #[test]
+    fn recovery_seen_by_checks_shortens_the_wait() {
+        let spec = BreakerSpec { failures: 1, open: Duration::from_secs(10) };
+        let now = Instant::now();
+        let mut breaker = Breaker::default();
+        breaker.finish(Outcome::Failure, &spec, now);
+        assert!(!breaker.would_admit(now));
+        breaker.recovered(now);
+        assert!(breaker.admit(now) && !breaker.admit(now), "still one at a time");
     }
 }

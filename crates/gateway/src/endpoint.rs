@@ -161,7 +161,12 @@ impl Endpoint {
 
     fn publish(&self, health: &Health, change: Option<Change>) {
         let Some(change) = change else { return };
-        self.recovered_at.store(health.recovered_at().map_or(0, clock::nanos), Relaxed);
+        let recovered_at = health.recovered_at().map_or(0, clock::nanos);
+        if self.recovered_at.swap(recovered_at, Relaxed) != recovered_at {
+            // What was slow or dead may be another process now.
+            self.load.latency.store(0, Relaxed);
+            self.breaker().recovered(clock::now());
+        }
         self.state.store(change.to as u8, Relaxed);
         self.events.emit(Event::health(&self.id, &change));
     }
