@@ -54,6 +54,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     let _guard = log::init(args.log_format, &args.log_level, args.access_log)?;
+    raise_descriptor_limit();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = args.threads {
         runtime.worker_threads(threads.into());
@@ -82,6 +83,17 @@ async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
     controlling.abort();
     info!("stopped");
     Ok(())
+}
+
+/// Each stream takes two descriptors, and the usual soft limit of 1,024 is soft for the sake of programs that use
+/// `select`; this one does not.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(%error, "the limit of open descriptors could not be raised");
+    }
 }
 
 fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
