@@ -65,10 +65,25 @@ async fn round(endpoint: &Endpoint, settings: &Settings, client: &Client, progre
     if let Some(finding) = check_application(settings, client, metrics).await {
         endpoint.observe(Layer::Application, finding);
     }
-    for check in &settings.health.checks {
-        endpoint.observe(Layer::Infrastructure, check_infrastructure(check, settings, client).await);
+    if let Some(finding) = check_machine(settings, client).await {
+        endpoint.observe(Layer::Infrastructure, finding);
     }
     true
+}
+
+/// The worst that the configured checks find: one finding for the layer, or one check's pass would make another's
+/// failures forgotten. `None` without checks.
+async fn check_machine(settings: &Settings, client: &Client) -> Option<Finding> {
+    let mut worst = None;
+    for check in &settings.health.checks {
+        let finding = check_infrastructure(check, settings, client).await;
+        worst = match (worst, finding) {
+            (Some(worst @ Finding::Fail(_)), _) | (Some(worst), Finding::Pass) => Some(worst),
+            (Some(worst @ Finding::Degraded(_)), Finding::Degraded(_)) => Some(worst),
+            (_, finding) => Some(finding),
+        };
+    }
+    worst
 }
 
 /// `None` if the look proves nothing: a busy server may answer its health check late, which is not death.
