@@ -2,7 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+mod balance;
+mod cancel;
 mod client;
+mod health;
 mod retry;
 mod stream_end;
 mod world;

@@ -10,7 +10,7 @@ use backstop_core::table::{
     TableSpec, Timeouts, VersionSpec,
 };
 use backstop_engine_sim::{Sim, SimConfig, expected_text};
-use backstop_gateway::{EndpointStatus, Gateway, TotalsSnapshot};
+use backstop_gateway::{EndpointStatus, Gateway, TotalsSnapshot, What};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -100,6 +100,13 @@ impl World {
     }
 
     pub(crate) async fn of(sims: Vec<SimConfig>, change: impl FnOnce(&mut ServiceSpec)) -> Self {
+        let world = Self::unchecked(sims, change).await;
+        world.until_all(State::Healthy).await;
+        world
+    }
+
+    /// Does not wait for the first checks.
+    pub(crate) async fn unchecked(sims: Vec<SimConfig>, change: impl FnOnce(&mut ServiceSpec)) -> Self {
         let mut started = Vec::new();
         for (config, i) in sims.into_iter().zip(0..) {
             let config = SimConfig { name: format!("sim{i}"), log: 4096, ..config };
@@ -107,9 +114,7 @@ impl World {
         }
         let mut service = service(&started);
         change(&mut service);
-        let world = Self::serve(started, vec![service]).await;
-        world.until_all(State::Healthy).await;
-        world
+        Self::serve(started, vec![service]).await
     }
 
     pub(crate) async fn serve(sims: Vec<Sim>, services: Vec<ServiceSpec>) -> Self {
@@ -162,6 +167,16 @@ impl World {
             log.iter().filter(|it| !it.header("user-agent").is_some_and(|it| it.contains("probe"))).count()
         };
         self.sims.iter().map(ours).collect()
+    }
+
+    /// `from → to: reason` of every change of health so far.
+    pub(crate) fn health_changes(&self) -> Vec<String> {
+        let events = self.gateway.events_after(0).into_iter();
+        let changes = events.filter_map(|event| match event.what {
+            What::Health { from, to, reason, .. } => Some(format!("{from} → {to}: {reason}")),
+            _ => None,
+        });
+        changes.collect()
     }
 
     pub(crate) async fn until_all(&self, state: State) {
