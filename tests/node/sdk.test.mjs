@@ -151,6 +151,7 @@ for (const fault of [
   { kind: 'cut', after: 3, how: 'end' },
   { kind: 'error_event', after: 3 },
   { kind: 'invalid_event', after: 3 },
+  { kind: 'garbage', after: 3 },
   { kind: 'stall', after: 3 },
 ]) {
   behind(
