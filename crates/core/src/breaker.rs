@@ -13,8 +13,11 @@ pub enum Breaker {
     Open {
         until: Instant,
     },
-    /// One request is out to see whether the endpoint is back.
-    HalfOpen,
+    /// A request is out to see whether the endpoint is back.
+    HalfOpen {
+        /// A stream may take minutes to prove anything; from then on another request may try as well.
+        next: Instant,
+    },
 }
 
 impl Default for Breaker {
@@ -47,16 +50,15 @@ impl Breaker {
         match self {
             Self::Closed { .. } => true,
             Self::Open { until } => now >= *until,
-            Self::HalfOpen => false,
+            Self::HalfOpen { next } => now >= *next,
         }
     }
 
-    /// Starts an attempt. After the open time exactly one is let through; it must be answered by
-    /// [`Self::finish`].
-    pub fn admit(&mut self, now: Instant) -> bool {
+    /// Starts an attempt. Each open time lets exactly one through; it must be answered by [`Self::finish`].
+    pub fn admit(&mut self, spec: &BreakerSpec, now: Instant) -> bool {
         let admitted = self.would_admit(now);
-        if admitted && matches!(self, Self::Open { .. }) {
-            *self = Self::HalfOpen;
+        if admitted && !matches!(self, Self::Closed { .. }) {
+            *self = Self::HalfOpen { next: now + spec.open };
         }
         admitted
     }
@@ -80,13 +82,13 @@ impl Breaker {
             (Self::Closed { failures }, Outcome::Failure) => *self = Self::Closed { failures: failures + 1 },
             // An attempt from before the opening that succeeds is no proof that the endpoint is well now.
             (Self::Open { .. }, _) | (Self::Closed { .. }, Outcome::Neutral) => {}
-            (Self::HalfOpen, Outcome::Success) => {
+            (Self::HalfOpen { .. }, Outcome::Success) => {
                 *self = Self::default();
                 return Some(Change::Closed);
             }
-            (Self::HalfOpen, Outcome::Failure) => *self = open,
+            (Self::HalfOpen { .. }, Outcome::Failure) => *self = open,
             // The probe proved nothing: the next request may try at once.
-            (Self::HalfOpen, Outcome::Neutral) => *self = Self::Open { until: now },
+            (Self::HalfOpen { .. }, Outcome::Neutral) => *self = Self::Open { until: now },
         }
         None
     }
@@ -111,18 +113,19 @@ mod tests {
         }
         assert_eq!(breaker.finish(Outcome::Neutral, &spec, at(0)), None);
         assert_eq!(breaker.finish(Outcome::Failure, &spec, at(0)), Some(Change::Opened));
-        assert!(!breaker.admit(at(9)));
+        assert!(!breaker.admit(&spec, at(9)));
         // A late success of an older attempt does not close it.
         assert_eq!(breaker.finish(Outcome::Success, &spec, at(9)), None);
-        assert!(breaker.admit(at(10)));
-        assert!(!breaker.admit(at(10)), "a second probe");
-        assert_eq!(breaker.finish(Outcome::Failure, &spec, at(11)), None);
-        assert!(!breaker.admit(at(20)));
-        assert!(breaker.admit(at(21)));
-        assert_eq!(breaker.finish(Outcome::Neutral, &spec, at(22)), None);
-        assert!(breaker.admit(at(22)));
-        assert_eq!(breaker.finish(Outcome::Success, &spec, at(23)), Some(Change::Closed));
-        assert!(breaker.admit(at(23)) && breaker.admit(at(23)));
+        assert!(breaker.admit(&spec, at(10)));
+        assert!(!breaker.admit(&spec, at(19)), "a second probe");
+        assert!(breaker.admit(&spec, at(20)), "the first one takes long");
+        assert_eq!(breaker.finish(Outcome::Failure, &spec, at(20)), None);
+        assert!(!breaker.admit(&spec, at(29)));
+        assert!(breaker.admit(&spec, at(30)));
+        assert_eq!(breaker.finish(Outcome::Neutral, &spec, at(31)), None);
+        assert!(breaker.admit(&spec, at(31)));
+        assert_eq!(breaker.finish(Outcome::Success, &spec, at(32)), Some(Change::Closed));
+        assert!(breaker.admit(&spec, at(32)) && breaker.admit(&spec, at(32)));
     }
 
     #[test]
@@ -133,6 +136,6 @@ mod tests {
         breaker.finish(Outcome::Failure, &spec, now);
         assert!(!breaker.would_admit(now));
         breaker.recovered(now);
-        assert!(breaker.admit(now) && !breaker.admit(now), "still one at a time");
+        assert!(breaker.admit(&spec, now) && !breaker.admit(&spec, now), "still one at a time");
     }
 }

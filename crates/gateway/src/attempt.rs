@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstop_core::breaker::Outcome;
-use backstop_openai::error::{is_error_body, message_of};
+use backstop_openai::error::{ErrorBody, is_error_body, message_of};
 use backstop_openai::peek::with_model;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -125,7 +125,9 @@ async fn exchange(
         headers::to_client(&mut headers);
         if status.is_success() {
             lease.answered(clock::now() - started);
+            return Ok(Progress::Plain { status, headers, body });
         }
+        let body = if routed.api.is_json_post() { in_our_shape(status, body, &mut headers) } else { body };
         return Ok(Progress::Plain { status, headers, body });
     }
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
@@ -136,6 +138,16 @@ async fn exchange(
     let body = exchange.collect(MAX_ERROR).await.ok().flatten();
     let message = body.as_deref().and_then(message_of);
     Err(Fault::Status { status, retry_after, body: body.filter(|body| is_error_body(body)), message })
+}
+
+/// The explanation of a refusal as OpenAI's clients read it, whatever the engine wrote.
+fn in_our_shape(status: StatusCode, body: Bytes, headers: &mut HeaderMap) -> Bytes {
+    if is_error_body(&body) {
+        return body;
+    }
+    let message = message_of(&body).unwrap_or_else(|| format!("the upstream answered {status}"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    ErrorBody { message: &message, kind: "invalid_request_error", param: None, code: None }.to_json()
 }
 
 /// Reads a stream until there is something worth committing to.

@@ -205,7 +205,8 @@ impl Endpoint {
 
     /// Starts an attempt; `None` if the breaker lets only one through and that is out already.
     pub(crate) fn lease(self: &Arc<Self>, now: Instant) -> Option<Lease> {
-        let admitted = self.breaker_clean.load(Relaxed) || self.breaker().admit(now);
+        let admitted =
+            self.breaker_clean.load(Relaxed) || self.breaker().admit(&self.settings.load().breaker, now);
         admitted.then(|| self.lease_regardless())
     }
 

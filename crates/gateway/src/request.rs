@@ -126,7 +126,8 @@ async fn understand(
 /// What can be refused before the body has been read.
 fn check_head(head: &Parts) -> Result<Api, Refusal> {
     let path = head.uri.path();
-    let api = Api::from_path(path).ok_or_else(|| Refusal::UnknownPath(path.chars().take(200).collect()))?;
+    let api = Api::from_path(path).filter(|_| !climbs(path));
+    let api = api.ok_or_else(|| Refusal::UnknownPath(path.chars().take(200).collect()))?;
     if api.is_json_post() {
         if head.method != Method::POST {
             return Err(Refusal::Method {
@@ -146,6 +147,14 @@ fn check_head(head: &Parts) -> Result<Api, Refusal> {
         }
     }
     Ok(api)
+}
+
+/// Whether a server that resolves dot segments could be led out of `/v1/`.
+fn climbs(path: &str) -> bool {
+    path.split(['/', '\\']).any(|segment| {
+        let plain = segment.to_ascii_lowercase().replace("%2e", ".");
+        matches!(plain.as_str(), "." | "..") || plain.contains("..%2f") || plain.contains("..%5c")
+    })
 }
 
 fn content_type(headers: &HeaderMap) -> Option<&str> {

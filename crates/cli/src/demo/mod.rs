@@ -60,6 +60,13 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Sim => "a simulated model server",
+            Self::LlamaCpp => "a real llama.cpp server",
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Sim => "sim",
@@ -91,7 +98,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 async fn tell(args: &Args) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let workspace = Workspace::new()?;
-    let mut view = View::new(args.headless, args.engine.name());
+    let mut view = View::new(args.headless, args.engine.title());
     view.note("starting two replicas and backstop");
     let mut replicas = Vec::new();
     for _ in 0..2 {

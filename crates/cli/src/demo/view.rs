@@ -72,7 +72,8 @@ impl View {
             let state = self.paint(colour, &format!("{:<10}", endpoint.state));
             let EndpointView { url, in_flight, requests, .. } = endpoint;
             let reason = if endpoint.state == "healthy" { "" } else { &endpoint.reason };
-            out += &format!("  {url:<26} {state} {in_flight:>9} {requests:>9}  {reason:.40}\n");
+            let reason = reason.split(" (os error").next().unwrap_or_default();
+            out += &format!("  {url:<26} {state} {in_flight:>9} {requests:>9}  {reason:.60}\n");
         }
         out += &format!("\n  {}\n\n", figures(counts));
         for note in self.notes.iter().rev().take(8).rev() {

@@ -23,8 +23,6 @@ use engine_metrics::EngineMetrics;
 /// How soon an unsettled verdict is looked at again: after a failed check of an endpoint that still serves, and
 /// while a new one has not answered yet.
 const CONFIRM: Duration = Duration::from_millis(500);
-/// Least pause between two rounds that traffic asks for.
-const DEBOUNCE: Duration = Duration::from_millis(100);
 /// Share of the KV cache from which an engine with a queue counts as saturated.
 const KV_SATURATED: f64 = 0.95;
 /// The inference that confirms a stall or its end, where none is configured.
@@ -36,6 +34,7 @@ pub(crate) async fn watch(endpoint: Arc<Endpoint>) {
     let client = Client::new(endpoint.pool.target().clone());
     let mut progress = Progress::new(clock::now());
     loop {
+        let began = clock::now();
         let settings = endpoint.settings.load_full();
         let settled = round(&endpoint, &settings, &client, &mut progress).await;
         endpoint.update_dynamic_weight();
@@ -45,7 +44,10 @@ pub(crate) async fn watch(endpoint: Arc<Endpoint>) {
         let jittered = pause.mul_f64(rand::rng().random_range(0.9..1.1));
         tokio::select! {
             () = tokio::time::sleep(jittered) => {}
-            () = endpoint.suspicion.notified() => tokio::time::sleep(jittered.min(DEBOUNCE)).await,
+            // A failure in traffic asks for a look at once, but not for one after the other.
+            () = endpoint.suspicion.notified() => {
+                tokio::time::sleep_until((began + interval.min(CONFIRM)).into()).await;
+            }
         }
     }
 }
