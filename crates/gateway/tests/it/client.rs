@@ -175,6 +175,17 @@ impl Conn {
         }
     }
 
+    /// Everything up to the end of the connection, or until nothing comes any more.
+    pub(crate) async fn rest_or_idle(&mut self) -> (Vec<u8>, Option<End>) {
+        loop {
+            match tokio::time::timeout(Duration::from_millis(50), self.fill()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(end)) => return (std::mem::take(&mut self.buffer).into(), Some(end)),
+                Err(_) => return (std::mem::take(&mut self.buffer).into(), None),
+            }
+        }
+    }
+
     /// The events of a stream until `count` of them carry content, without waiting for its end.
     pub(crate) async fn contents(&mut self, count: usize) -> Vec<u8> {
         let mut all = Vec::new();

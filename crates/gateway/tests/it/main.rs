@@ -6,6 +6,7 @@ mod balance;
 mod cancel;
 mod client;
 mod health;
+mod input;
 mod retry;
 mod stream_end;
 mod world;
