@@ -1,4 +1,5 @@
 import contextlib
+import signal
 
 import httpx
 import openai
@@ -92,8 +93,6 @@ def llama_pair(llamas):
         if not server.alive:
             server.restart()
     yield llamas
-    import signal
-
     for server in llamas:
         if server.alive:
             server.signal(signal.SIGCONT)

@@ -67,12 +67,22 @@ def test_missing_model(client, sim):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"null", b'{"model":"chat"}x', b'{"model":"ch\xffat"}', b'{"model":"chat","a":NaN}', b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"model":"chat"}x',
+        b'{"model":"ch\xffat"}',
+        b'{"model":"chat","a":NaN}',
+        b"[" * 100_000,
+    ],
     ids=lambda body: repr(body[:20]),
 )
 def test_malformed_body(client, sim, body):
     with pytest.raises(openai.BadRequestError) as caught:
-        client.post("/chat/completions", cast_to=object, content=body, options={"headers": {"content-type": "application/json"}})
+        headers = {"content-type": "application/json"}
+        client.post("/chat/completions", cast_to=object, content=body, options={"headers": headers})
     check(caught.value, 400, "invalid_request_body")
     assert sim.requests() == []
 
@@ -91,8 +101,9 @@ def test_unknown_path(connect, backstop):
 
 
 def test_wrong_content_type(client, sim):
-    fails(openai.APIStatusError, 415, "unsupported_content_type", client, extra_headers={"content-type": "text/plain"})
-    fails(openai.APIStatusError, 415, "unsupported_content_encoding", client, extra_headers={"content-encoding": "gzip"})
+    for name, value in [("type", "text/plain"), ("encoding", "gzip")]:
+        headers = {f"content-{name}": value}
+        fails(openai.APIStatusError, 415, f"unsupported_content_{name}", client, extra_headers=headers)
     assert sim.requests() == []
 
 
