@@ -149,13 +149,17 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
         .serve_connection(ClientIo::new(stream), service);
     let mut serving = pin!(serving);
     let mut changed = Box::pin(async move { while phases.changed().await.is_ok() {} });
-    // The watch is polled only to be woken by it, and again after each change; the phase itself is an atomic.
+    // The watch is polled only to be woken by it; the phase itself is an atomic.
     let mut seen = None;
     let result = poll_fn(|cx| {
         let phase = shared.phase();
+        // On the way out at each poll: a watch wakes shard by shard, so that one change may wake us twice, and the
+        // second time uses up the registration for the next change.
+        if seen.is_none() || phase != Phase::Running {
+            let _: Poll<()> = changed.as_mut().poll(cx);
+        }
         if seen != Some(phase) {
             seen = Some(phase);
-            let _: Poll<()> = changed.as_mut().poll(cx);
             if phase != Phase::Running {
                 serving.as_mut().graceful_shutdown();
             }
