@@ -176,10 +176,15 @@ impl Endpoint {
         matches!(self.state(), State::Healthy | State::Degraded | State::Starting)
     }
 
+    /// Whether active checks have found it fit to serve.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.state(), State::Healthy | State::Degraded)
+    }
+
     /// Whether it should get work now.
     pub(crate) fn is_eligible(&self, now: Instant) -> bool {
         let nanos = clock::nanos(now);
-        matches!(self.state(), State::Healthy | State::Degraded)
+        self.is_up()
             && nanos >= self.ejected_until.load(Relaxed)
             && nanos >= self.paused_until.load(Relaxed)
             && (self.breaker_clean.load(Relaxed) || self.breaker().would_admit(now))

@@ -29,7 +29,8 @@ fn say(status: StatusCode, body: &serde_json::Value) -> Response<ReplyBody> {
     reply::json(status, Bytes::from(body.to_string()))
 }
 
-/// Ready while every service has an endpoint that may serve.
+/// Ready while every service has an endpoint that its checks let serve. Breaker, ejection and back-pressure do not
+/// count: panic mode overrules them, and they pass sooner than a balancer in front would notice.
 fn readiness(shared: &Shared) -> Response<ReplyBody> {
     let not_ready = |reason: &str, services: &[&str]| {
         let body = json!({ "status": "not_ready", "reason": reason, "services": services });
@@ -39,11 +40,10 @@ fn readiness(shared: &Shared) -> Response<ReplyBody> {
         return not_ready("draining", &[]);
     }
     let table = shared.table.load();
-    let now = crate::clock::now();
     let mut down: Vec<&str> = table
         .services
         .values()
-        .filter(|service| !service.stable().targets.iter().any(|target| target.endpoint.is_eligible(now)))
+        .filter(|service| !service.stable().targets.iter().any(|target| target.endpoint.is_up()))
         .map(|service| &*service.name)
         .collect();
     down.sort_unstable();

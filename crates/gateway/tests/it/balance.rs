@@ -210,3 +210,22 @@ async fn a_degraded_engine_gets_half_its_share() {
     let got = world.requests();
     assert!((16..=24).contains(&got[1]), "{got:?}");
 }
+
+/// What only keeps work away for a moment, and is overruled when there is nothing else, is no reason to take the
+/// whole gateway out of service.
+#[tokio::test]
+async fn passive_evidence_leaves_the_gateway_ready() {
+    for status in [429, 500] {
+        let world = World::start(1, |service| {
+            service.breaker.failures = 1;
+            service.retry.attempts = 0;
+        })
+        .await;
+        world.sims[0].set_fault(Fault::Status { status, retry_after: Some(20), message: None });
+        assert_eq!(chat(world.addr, true).await.status, status);
+        world.sims[0].clear_faults();
+        let ready = crate::client::call(world.addr, "GET", "/ready", "", b"").await;
+        assert_eq!(ready.status, 200, "after {status}: {}", ready.text());
+        chats(&world, 1, "").await;
+    }
+}
