@@ -329,7 +329,6 @@ async fn the_one_that_fails_more_than_its_siblings_is_ejected() {
     .await;
     world.sims[0].set_fault(Rule { fault: status(500), times: None, probability: 0.5 });
     let mut conn = Conn::open(world.addr).await;
-    until("quiet", || true).await;
     while !world.endpoint(0).ejected {
         conn.send("POST", CHAT, "", &hi(false)).await;
         assert_eq!(conn.reply().await.content(), oracle(TOKENS), "clients notice nothing");

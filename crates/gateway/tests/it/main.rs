@@ -1,6 +1,10 @@
 //! The gateway between real sockets: raw clients in front, simulated engines behind.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test's runtime ends its tasks, and it awaits those that may panic"
+)]
 
 mod api;
 mod balance;

@@ -12,8 +12,6 @@ use backstop_core::table::{
 use backstop_engine_sim::{Sim, SimConfig, expected_text};
 use backstop_gateway::{EndpointStatus, Gateway, TotalsSnapshot, What};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 use crate::client::until;
 
@@ -36,8 +34,6 @@ pub(crate) struct World {
     pub(crate) spec: TableSpec,
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) addr: SocketAddr,
-    pub(crate) stop: Option<oneshot::Sender<Duration>>,
-    pub(crate) serving: JoinHandle<()>,
 }
 
 /// A service `chat` whose only version `v1` has the engines in this order, each with a priority of its own, so
@@ -123,15 +119,11 @@ impl World {
         gateway.apply(&spec);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel::<Duration>();
-        let serving = tokio::spawn({
+        tokio::spawn({
             let gateway = Arc::clone(&gateway);
-            async move {
-                // The time to drain comes with the order to stop; tests that never stop need none.
-                gateway.serve(listener, async { drop(stopped.await) }, ms(300)).await;
-            }
+            async move { gateway.serve(listener, std::future::pending(), Duration::ZERO).await }
         });
-        Self { sims, spec, gateway, addr, stop: Some(stop), serving }
+        Self { sims, spec, gateway, addr }
     }
 
     /// Serves another table from now on.
