@@ -14,6 +14,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// A request allocates some 20 times, partly in pieces of 8 KiB, which glibc's allocator is slow at
+/// (docs/decisions.md has the figures).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Keeps an LLM service answering while its machines fail and its models change.
 ///
 /// Backstop stands in front of LLM servers (vLLM, SGLang, llama.cpp, Ollama, any OpenAI-compatible API). Clients

@@ -277,7 +277,8 @@ pub(crate) struct Health {
     /// Failures in a row that take it out.
     #[schemars(range(min = 1, max = 100))]
     pub(crate) down: u32,
-    /// Work in flight without any progress for this long is a stall.
+    /// Work in flight without any progress for this long is a stall. Must be longer than the engine's longest
+    /// prefill step: llama.cpp counts a batch of up to 2,048 prompt tokens only when all of it is done.
     #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
     pub(crate) stall: Span,
     /// After recovery an endpoint's share grows from 10 % to full over this time; `0s` turns it off.

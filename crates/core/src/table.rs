@@ -207,7 +207,8 @@ pub struct HealthSpec {
     pub up: u32,
     /// Consecutive failures that take it out, ≥ 1.
     pub down: u32,
-    /// Work in flight without any progress for this long is a stall.
+    /// Work in flight without any progress for this long is a stall. Must be longer than the engine's longest
+    /// prefill step: llama.cpp counts a batch of up to 2,048 prompt tokens only when all of it is done.
     pub stall: Duration,
     /// After recovery an endpoint's share grows from 10 % to full over this time.
     pub slow_start: Duration,

@@ -2,15 +2,17 @@
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use backstop_core::breaker::Outcome;
+use backstop_core::health::State;
 use backstop_openai::error::{ErrorBody, is_error_body, message_of};
 use backstop_openai::peek::with_model;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use crate::endpoint::{Lease, Settings};
+use crate::endpoint::{Endpoint, Lease, Settings};
 use crate::fault::Fault;
 use crate::request::Routed;
 use crate::server::Phase;
@@ -56,10 +58,12 @@ pub(crate) async fn run(
     let limit = if routed.stream { routed.timeouts.first_token } else { routed.timeouts.response };
     let deadline = (started + limit).min(routed.total.deadline);
     let settings = lease.endpoint().settings.load_full();
+    let endpoint = Arc::clone(lease.endpoint());
     let answered = exchange(routed, &mut lease, &settings, request_id, started);
-    let result = match until(shared, deadline, answered).await {
+    let result = match until(shared, &endpoint, deadline, answered).await {
         Ok(result) => result,
         Err(Interrupted::Closing) => Err(Fault::Closing),
+        Err(Interrupted::Unhealthy) => Err(Fault::Unhealthy),
         Err(Interrupted::Deadline) if clock::now() >= routed.total.deadline => {
             Err(Fault::Total(routed.total.limit))
         }
@@ -246,17 +250,41 @@ fn starts_with(value: &HeaderValue, prefix: &[u8]) -> bool {
 enum Interrupted {
     Deadline,
     Closing,
+    Unhealthy,
 }
 
-/// Runs `future` until `deadline`, or until the process must close. The connection's task is woken when that
-/// happens, so a look at each poll is enough.
-async fn until<F: Future>(shared: &Shared, deadline: Instant, future: F) -> Result<F::Output, Interrupted> {
-    let mut timed = std::pin::pin!(tokio::time::timeout_at(deadline.into(), future));
+/// How often a waiting attempt looks whether its endpoint has been found dead meanwhile.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Runs `future` until `deadline`, until active checks give its endpoint up, or until the process must close. (The
+/// connection's task is woken when that happens, so a look at each poll is enough.)
+async fn until<F: Future>(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    deadline: Instant,
+    future: F,
+) -> Result<F::Output, Interrupted> {
+    let mut future = std::pin::pin!(future);
+    let alarm_at = |now: Instant| deadline.min(now + LOOK).into();
+    let mut alarm = std::pin::pin!(tokio::time::sleep_until(alarm_at(clock::now())));
     poll_fn(|cx| {
-        if shared.phase() == Phase::Closing {
-            return std::task::Poll::Ready(Err(Interrupted::Closing));
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(output));
         }
-        timed.as_mut().poll(cx).map(|result| result.map_err(|_| Interrupted::Deadline))
+        if shared.phase() == Phase::Closing {
+            return Poll::Ready(Err(Interrupted::Closing));
+        }
+        while alarm.as_mut().poll(cx).is_ready() {
+            let now = clock::now();
+            if now >= deadline {
+                return Poll::Ready(Err(Interrupted::Deadline));
+            }
+            if endpoint.state() == State::Unhealthy {
+                return Poll::Ready(Err(Interrupted::Unhealthy));
+            }
+            alarm.as_mut().reset(alarm_at(now));
+        }
+        Poll::Pending
     })
     .await
 }

@@ -108,6 +108,8 @@ pub(crate) enum Fault {
     UnexpectedStream,
     #[error("the upstream's answer is longer than {0} bytes")]
     TooLarge(usize),
+    #[error("the upstream was found unhealthy while it owed an answer")]
+    Unhealthy,
     #[error("no healthy endpoint")]
     NoEndpoint,
     #[error("the request took longer than {0:?} in total")]
@@ -160,7 +162,13 @@ impl Fault {
 
     /// The upstream said nothing: asking the same one again would only double the wait.
     pub(crate) fn is_silence(&self) -> bool {
-        matches!(self, Self::FirstToken(_) | Self::Response(_) | Self::Connect(ConnectError::Timeout(_)))
+        matches!(
+            self,
+            Self::FirstToken(_)
+                | Self::Response(_)
+                | Self::Unhealthy
+                | Self::Connect(ConnectError::Timeout(_))
+        )
     }
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -186,6 +194,7 @@ impl Fault {
             Self::Event(EventFault::InBand(_)) => "upstream_stream_error",
             Self::Event(EventFault::Malformed(_)) | Self::EventTooLong(_) => "upstream_malformed_event",
             Self::Truncated => "upstream_truncated",
+            Self::Unhealthy => "upstream_unhealthy",
             Self::NotJson(_) | Self::UnexpectedStream => "upstream_malformed_answer",
             Self::TooLarge(_) => "upstream_answer_too_large",
             Self::NoEndpoint => "no_healthy_endpoint",

@@ -162,22 +162,26 @@ impl Version {
     /// or not checked yet are used rather than none; those that fail active checks never are.
     pub(crate) fn lease(&self, tried: &[Arc<Endpoint>], session: Option<u64>, now: Instant) -> Option<Lease> {
         let fresh = |target: &&Target| !tried.iter().any(|tried| Arc::ptr_eq(tried, &target.endpoint));
+        // One turn a request: were a retry to take one, a bad endpoint could come first for every request.
+        let turn = if tried.is_empty() { self.turn.fetch_add(1, Relaxed) } else { self.turn.load(Relaxed) };
         // A breaker may let only one request through; whoever comes second chooses again.
         for _ in 0..=self.targets.len() {
-            let Some(chosen) = self.choose(fresh, |endpoint| endpoint.is_eligible(now), session, now) else {
+            let Some(chosen) = self.choose(fresh, |endpoint| endpoint.is_eligible(now), turn, session, now)
+            else {
                 break;
             };
             if let Some(lease) = chosen.lease(now) {
                 return Some(lease);
             }
         }
-        self.choose(fresh, Endpoint::may_serve, session, now).map(Endpoint::lease_regardless)
+        self.choose(fresh, Endpoint::may_serve, turn, session, now).map(Endpoint::lease_regardless)
     }
 
     fn choose(
         &self,
         fresh: impl Fn(&&Target) -> bool,
         admits: impl Fn(&Endpoint) -> bool,
+        turn: u64,
         session: Option<u64>,
         now: Instant,
     ) -> Option<&Arc<Endpoint>> {
@@ -206,7 +210,6 @@ impl Version {
         };
         open.retain(|(target, _)| target.priority == priority);
         let candidates: Vec<Candidate> = open.iter().map(|(_, candidate)| *candidate).collect();
-        let turn = self.turn.fetch_add(1, Relaxed);
         let chosen = balance::pick(self.balance, &candidates, turn, session, rng)?;
         Some(&open[chosen].0.endpoint)
     }
