@@ -241,7 +241,6 @@ def test_plain_answer_cut_short(client, sim, how):
     assert len(sim.requests()) == ATTEMPTS
 
 
-@pytest.mark.xfail(strict=True, reason="the simulator does not spoil plain answers, although its `Fault` says so")
 def test_plain_answer_of_garbage(client, sim):
     sim.fault("garbage", after=3)
     fails(openai.InternalServerError, 502, "upstream_malformed_answer", client)

@@ -31,6 +31,9 @@ pub(crate) struct Writer {
     pub(crate) chance: Chance,
 }
 
+/// Neither text nor JSON nor an event.
+const GARBAGE: &[u8] = b"\xff\xfe\x00\x01garbage\xc3\x28\n\n";
+
 impl Writer {
     /// Streams the answer. An error closes the connection.
     pub(crate) async fn stream(mut self, job: Job, ticket: Ticket, mut out: Out) -> io::Result<()> {
@@ -113,13 +116,25 @@ impl Writer {
                 let result = self.cut(how);
                 self.end(result)
             }
-            _ => std::future::pending().await,
+            Fault::Stall { .. } => std::future::pending().await,
+            // In place of the other half, which keeps the length that the head has promised.
+            _ => {
+                out.send(GARBAGE.iter().copied().cycle().take(whole.len()).collect()).await;
+                out.flush().await;
+                self.end(Ok(()))
+            }
         }
     }
 
     /// The fault that hits a plain body, if any.
     pub(crate) fn plain_fault(&self) -> Option<Fault> {
-        self.faults.iter().find(|it| matches!(it, Fault::Cut { .. } | Fault::Stall { .. })).cloned()
+        let hits = |fault: &&Fault| {
+            matches!(
+                fault,
+                Fault::Cut { .. } | Fault::Stall { .. } | Fault::Garbage { .. } | Fault::InvalidEvent { .. }
+            )
+        };
+        self.faults.iter().find(hits).cloned()
     }
 
     /// Lets the faults due after `chunks` content chunks happen; a break ends the stream.
@@ -148,9 +163,7 @@ impl Writer {
                 Fault::InvalidEvent { .. } => {
                     out.send(Bytes::from_static(b"data: {\"choices\":[{]}\n\n")).await
                 }
-                Fault::Garbage { .. } => {
-                    out.send(Bytes::from_static(b"\xff\xfe\x00\x01garbage\xc3\x28\n\n")).await
-                }
+                Fault::Garbage { .. } => out.send(Bytes::from_static(GARBAGE)).await,
                 Fault::ErrorEvent { .. } => {
                     let problem =
                         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "simulated error in the stream");
