@@ -74,7 +74,9 @@ impl Body for SimBody {
 impl Written {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         loop {
-            if let Poll::Ready(Some(bytes)) = self.frames.poll_recv(cx) {
+            // Only `work` sends, and it is polled right here, so there is nobody to wait for. (`poll_recv` would also
+            // pend with frames at hand once tokio's budget for the task is spent.)
+            if let Ok(bytes) = self.frames.try_recv() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             if self.flush.swap(false, Ordering::Relaxed) {

@@ -15,7 +15,6 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use crate::endpoint::{Endpoint, Lease, Settings};
 use crate::fault::Fault;
 use crate::request::Routed;
-use crate::server::Phase;
 use crate::stream::{Step, StreamReader};
 use crate::upstream::{Answer, Exchange, UpstreamRequest};
 use crate::{Shared, clock, headers};
@@ -60,15 +59,15 @@ pub(crate) async fn run(
     let settings = lease.endpoint().settings.load_full();
     let endpoint = Arc::clone(lease.endpoint());
     let answered = exchange(routed, &mut lease, &settings, request_id, started);
-    let result = match until(shared, &endpoint, deadline, answered).await {
-        Ok(result) => result,
-        Err(Interrupted::Closing) => Err(Fault::Closing),
-        Err(Interrupted::Unhealthy) => Err(Fault::Unhealthy),
-        Err(Interrupted::Deadline) if clock::now() >= routed.total.deadline => {
+    let result = match shared.unless_closing(until(&endpoint, deadline, answered)).await {
+        None => Err(Fault::Closing),
+        Some(Ok(result)) => result,
+        Some(Err(Interrupted::Unhealthy)) => Err(Fault::Unhealthy),
+        Some(Err(Interrupted::Deadline)) if clock::now() >= routed.total.deadline => {
             Err(Fault::Total(routed.total.limit))
         }
-        Err(Interrupted::Deadline) if routed.stream => Err(Fault::FirstToken(limit)),
-        Err(Interrupted::Deadline) => Err(Fault::Response(limit)),
+        Some(Err(Interrupted::Deadline)) if routed.stream => Err(Fault::FirstToken(limit)),
+        Some(Err(Interrupted::Deadline)) => Err(Fault::Response(limit)),
     };
     match result {
         Ok(Progress::Plain { status, headers, body }) => {
@@ -249,17 +248,14 @@ fn starts_with(value: &HeaderValue, prefix: &[u8]) -> bool {
 
 enum Interrupted {
     Deadline,
-    Closing,
     Unhealthy,
 }
 
 /// How often a waiting attempt looks whether its endpoint has been found dead meanwhile.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Runs `future` until `deadline`, until active checks give its endpoint up, or until the process must close. (The
-/// connection's task is woken when that happens, so a look at each poll is enough.)
+/// Runs `future` until `deadline`, or until active checks give its endpoint up.
 async fn until<F: Future>(
-    shared: &Shared,
     endpoint: &Endpoint,
     deadline: Instant,
     future: F,
@@ -270,9 +266,6 @@ async fn until<F: Future>(
     poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Ok(output));
-        }
-        if shared.phase() == Phase::Closing {
-            return Poll::Ready(Err(Interrupted::Closing));
         }
         while alarm.as_mut().poll(cx).is_ready() {
             let now = clock::now();

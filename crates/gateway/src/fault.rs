@@ -171,6 +171,11 @@ impl Fault {
         )
     }
 
+    /// Whether the same endpoint, after a pause, may fare better with the same request.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.is_retryable() && !self.is_silence() && !matches!(self, Self::Credentials(_))
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Status { status, .. } => *status,

@@ -28,6 +28,7 @@ mod upstream;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -62,6 +63,17 @@ impl Shared {
             1 => Phase::Draining,
             _ => Phase::Closing,
         }
+    }
+
+    /// Runs `future` unless the process must close first. The connection's task is woken when that happens, so a look
+    /// at each poll is enough.
+    pub(crate) async fn unless_closing<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Pending if self.phase() == Phase::Closing => Poll::Ready(None),
+            polled => polled.map(Some),
+        })
+        .await
     }
 
     fn set_phase(&self, phase: Phase) {

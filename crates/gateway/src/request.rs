@@ -62,9 +62,10 @@ pub(crate) async fn serve(
         return response;
     }
     let mut record = Record::begin(&shared.totals, &head);
-    match understand(&shared, peer, head, body, &mut record).await {
-        Ok(routed) => attempts(shared, routed, record).await,
-        Err(refusal) => reply::refusal(&refusal, record),
+    match shared.unless_closing(understand(&shared, peer, head, body, &mut record)).await {
+        Some(Ok(routed)) => attempts(shared, routed, record).await,
+        Some(Err(refusal)) => reply::refusal(&refusal, record),
+        None => reply::fault(&Fault::Closing, &HeaderValue::from_static("none"), record),
     }
 }
 
@@ -192,7 +193,8 @@ async fn attempts(shared: Arc<Shared>, routed: Routed, mut record: Record) -> Re
                 record,
             );
         };
-        let Some(lease) = next_endpoint(version, &routed, &tried, last.as_ref()).await else {
+        let next = next_endpoint(version, &routed, &tried, last.as_ref());
+        let Some(lease) = shared.unless_closing(next).await.flatten() else {
             return reply::fault(&last.unwrap_or(Fault::NoEndpoint), &version.header, record);
         };
         let endpoint = Arc::clone(lease.endpoint());
@@ -236,7 +238,7 @@ async fn next_endpoint(
     if let Some(lease) = version.lease(tried, session, crate::clock::now()) {
         return Some(lease);
     }
-    let last = last.filter(|fault| !fault.is_silence())?;
+    let last = last.filter(|fault| fault.may_pass())?;
     let pause =
         attempt::backoff(routed.retry.backoff, u32::try_from(tried.len().saturating_sub(1)).unwrap_or(0));
     let pause = pause.max(last.retry_after().unwrap_or(Duration::ZERO));

@@ -61,6 +61,8 @@ async fn what_does_not_end_in_time_is_told() {
     let reply = waiting.reply().await;
     assert_eq!((reply.status, reply.error_code().as_str()), (503, "shutting_down"));
     assert_eq!(reply.header("retry-after"), Some("1"));
+    let reply = half.reply().await;
+    assert_eq!((reply.status, reply.error_code().as_str()), (503, "shutting_down"));
     assert_eq!(backstop.exit().await.code(), Some(0));
     until("cancelled upstream", || sim.cancelled() == 2).await;
 }

@@ -8,10 +8,12 @@ use http::{HeaderMap, Method, StatusCode};
 
 use super::pool::{ConnectError, Connection, Pool};
 use super::wire::{self, BodyDecoder, Head, Part, WireError};
-use crate::tasks;
+use crate::{clock, tasks};
 
 /// How long a finished answer may take to end on the wire before its connection is given up.
 const LINGER: Duration = Duration::from_secs(1);
+/// A closed connection answers within a round trip; one that closes later has been at work.
+const STALE_WITHIN: Duration = Duration::from_millis(500);
 /// The most of an answer that is handed over at once, in bytes.
 const MAX_READ_AHEAD: usize = 64 * 1024;
 
@@ -56,16 +58,17 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// Sends `request` and waits for the head of the answer.
     ///
-    /// A pooled connection that turns out to be closed before anything came back is replaced once by a new one:
-    /// servers close idle connections at any time, and that says nothing about their health.
+    /// A pooled connection that turns out to be closed at once, before anything came back, is replaced once by a new
+    /// one: servers close idle connections at any time, and that says nothing about their health.
     pub(crate) async fn send(
         pool: &Arc<Pool>,
         request: &UpstreamRequest,
         connect_timeout: Duration,
     ) -> Result<Answer, SendError> {
         if let Some(connection) = pool.reuse() {
+            let sent = clock::now();
             match Self::send_on(pool, connection, request).await {
-                Err(error) if was_stale(&error) => {}
+                Err(error) if was_stale(&error) && clock::now() - sent < STALE_WITHIN => {}
                 other => return Ok(other?),
             }
         }

@@ -68,9 +68,9 @@ fn cases() -> Vec<Case> {
         // A longer pause than a request may wait for.
         case(status(503, Some(20)), None, 503, "engine", 1),
         case(status(429, Some(20)), None, 429, "engine", 1),
-        // Ours to blame, not the client's.
-        case(status(401, None), None, 502, "upstream_credentials", 3),
-        case(status(407, None), None, 502, "upstream_credentials", 3),
+        // Ours to blame, not the client's; and the same key will not do better.
+        case(status(401, None), None, 502, "upstream_credentials", 1),
+        case(status(407, None), None, 502, "upstream_credentials", 1),
         case(cut(Cut::Fin), None, 502, "upstream_disconnected", 3),
         case(cut(Cut::Rst), None, 502, "upstream_disconnected", 3),
         case(cut(Cut::End), Some(true), 502, "upstream_truncated", 3),
