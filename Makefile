@@ -9,7 +9,7 @@ PIP_STAMP := $(VENV)/.installed
 NODE_STAMP := tests/node_modules/.installed
 LLAMA := $(VENV)/bin/python tests/engines/llama_server.py
 
-.PHONY: help demo demo-llama test test-rust test-python test-node check bench clean FORCE
+.PHONY: help demo demo-llama test test-rust test-python test-node check bench soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,6 +53,10 @@ bench: ## compare with nginx and a bare proxy; writes docs/benchmarks.md
 	target/release/backstop-bench run --backstop target/release/backstop --out bench/results/latest.json
 	target/release/backstop-bench report bench/results/latest.json > bench/results/report.md
 	mv bench/results/report.md docs/benchmarks.md
+
+soak: ## five minutes of load while replicas are killed and brought back, over and over
+	cargo build --release -p backstop
+	target/release/backstop demo --headless --cycles 30 --clients 32
 
 clean: ## remove everything that was built or installed
 	cargo clean

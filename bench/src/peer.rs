@@ -83,7 +83,7 @@ pub(crate) const PEERS: &[Peer] = &[
     },
     Peer {
         name: "backstop",
-        about: "Backstop with routing, releases, health checks and metrics on, no access log",
+        about: "Backstop with routing, balancing, retries, event checks and health checks on, no access log",
         hint: "cargo build --release -p backstop, or name the program with `--backstop`",
         absence: Absence::Skips,
         locate: |tools| tools.backstop.is_file().then(|| tools.backstop.clone()),

@@ -121,7 +121,8 @@ async fn exchange(
         let is_json = headers.get(header::CONTENT_TYPE).is_some_and(is_json);
         let body = exchange.collect(MAX_ANSWER).await.map_err(Fault::Lost)?;
         let body = body.ok_or(Fault::TooLarge(MAX_ANSWER))?;
-        if is_json && !body.is_empty() {
+        let promised = routed.api.is_json_post() && status.is_success();
+        if promised || (is_json && !body.is_empty()) {
             // A truncated answer that was delimited by closing the connection looks whole until it is read.
             serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(Fault::NotJson)?;
         }
