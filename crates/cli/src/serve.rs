@@ -9,7 +9,8 @@ use backstop_config::{Config, Store};
 use backstop_gateway::Gateway;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
 
 use crate::log::{self, AccessLog, Format};
 use crate::reload::Reloader;
@@ -46,6 +47,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    // Before the file is understood, so that a change in between is noticed as one.
+    let content = std::fs::read(&args.config).unwrap_or_default();
     let config = match backstop_config::load(&args.config) {
         Ok(config) => config,
         Err(problems) => {
@@ -59,11 +62,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(threads) = args.threads {
         runtime.worker_threads(threads.into());
     }
-    runtime.enable_all().build()?.block_on(serve(args, config))?;
+    runtime.enable_all().build()?.block_on(serve(args, content, config))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
+async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<()> {
     let listener = listen(config.listen())?;
     let admin_listener = listen(config.admin_listen())?;
     if let Store::Sqlite(path) = config.store() {
@@ -73,12 +76,23 @@ async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
 
     let gateway = Arc::new(Gateway::new());
     gateway.apply(&backstop_config::compile(&config, 1));
-    let reloader = Reloader::new(&args.config, config, Arc::clone(&gateway))?;
+    let reloader = Reloader::new(&args.config, content, config, Arc::clone(&gateway))?;
     let reloading = tokio::spawn(reloader.watch());
     let admin = admin::router(Arc::clone(&gateway));
-    let controlling = tokio::spawn(async move { axum::serve(admin_listener, admin).await });
+    let controlling = tokio::spawn(async move {
+        if let Err(error) = axum::serve(admin_listener, admin).await {
+            error!(%error, "the control API has ended; traffic goes on");
+        }
+    });
 
-    gateway.serve(listener, stopped()?, args.drain).await;
+    let (stop, hurry) = signals()?;
+    let closing = Arc::clone(&gateway);
+    let hurrying = tokio::spawn(async move {
+        hurry.await;
+        closing.close();
+    });
+    gateway.serve(listener, stop, args.drain).await;
+    hurrying.abort();
     reloading.abort();
     controlling.abort();
     info!("stopped");
@@ -106,14 +120,26 @@ fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
     bind().with_context(|| format!("can't listen on `{addr}`"))
 }
 
-/// Resolves when the process is told to stop.
-fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
+/// Two futures: the first resolves when the process is told to stop, the second when it is told again.
+fn signals() -> anyhow::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => info!("SIGTERM: stopping"),
-            _ = interrupt.recv() => info!("SIGINT: stopping"),
+    let (stop, stopped) = oneshot::channel();
+    let hurry = async move {
+        let mut stop = Some(stop);
+        loop {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            let Some(stop) = stop.take() else {
+                warn!("{name} again: closing what is left");
+                return;
+            };
+            info!("{name}: stopping");
+            // The other side is gone only if the gateway has stopped already.
+            let _ = stop.send(());
         }
-    })
+    };
+    Ok((async move { drop(stopped.await) }, hurry))
 }

@@ -37,6 +37,14 @@ pub enum Outcome {
     Failure,
 }
 
+/// With what right an attempt was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    Ordinary,
+    /// To see whether the endpoint is back.
+    Probe,
+}
+
 /// What the breaker did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -54,13 +62,17 @@ impl Breaker {
         }
     }
 
-    /// Starts an attempt. Each open time lets exactly one through; it must be answered by [`Self::finish`].
-    pub fn admit(&mut self, spec: &BreakerSpec, now: Instant) -> bool {
-        let admitted = self.would_admit(now);
-        if admitted && !matches!(self, Self::Closed { .. }) {
-            *self = Self::HalfOpen { next: now + spec.open };
+    /// Starts an attempt. Each open time lets exactly one through, as a probe; it must be answered by
+    /// [`Self::finish`].
+    pub fn admit(&mut self, spec: &BreakerSpec, now: Instant) -> Option<Pass> {
+        if !self.would_admit(now) {
+            return None;
         }
-        admitted
+        if matches!(self, Self::Closed { .. }) {
+            return Some(Pass::Ordinary);
+        }
+        *self = Self::HalfOpen { next: now + spec.open };
+        Some(Pass::Probe)
     }
 
     /// Active checks have seen the endpoint come back: the next request may probe at once.
@@ -71,24 +83,33 @@ impl Breaker {
     }
 
     /// Takes in the end of an attempt.
-    pub fn finish(&mut self, outcome: Outcome, spec: &BreakerSpec, now: Instant) -> Option<Change> {
+    pub fn finish(
+        &mut self,
+        outcome: Outcome,
+        pass: Pass,
+        spec: &BreakerSpec,
+        now: Instant,
+    ) -> Option<Change> {
         let open = Self::Open { until: now + spec.open };
-        match (*self, outcome) {
-            (Self::Closed { .. }, Outcome::Success) => *self = Self::default(),
-            (Self::Closed { failures }, Outcome::Failure) if failures + 1 >= spec.failures => {
+        match (*self, outcome, pass) {
+            (Self::Closed { .. }, Outcome::Success, _) => *self = Self::default(),
+            (Self::Closed { failures }, Outcome::Failure, _) if failures + 1 >= spec.failures => {
                 *self = open;
                 return Some(Change::Opened);
             }
-            (Self::Closed { failures }, Outcome::Failure) => *self = Self::Closed { failures: failures + 1 },
-            // An attempt from before the opening that succeeds is no proof that the endpoint is well now.
-            (Self::Open { .. }, _) | (Self::Closed { .. }, Outcome::Neutral) => {}
-            (Self::HalfOpen { .. }, Outcome::Success) => {
+            (Self::Closed { failures }, Outcome::Failure, _) => {
+                *self = Self::Closed { failures: failures + 1 }
+            }
+            (Self::HalfOpen { .. }, Outcome::Success, Pass::Probe) => {
                 *self = Self::default();
                 return Some(Change::Closed);
             }
-            (Self::HalfOpen { .. }, Outcome::Failure) => *self = open,
+            (Self::HalfOpen { .. }, Outcome::Failure, Pass::Probe) => *self = open,
             // The probe proved nothing: the next request may try at once.
-            (Self::HalfOpen { .. }, Outcome::Neutral) => *self = Self::Open { until: now },
+            (Self::HalfOpen { .. }, Outcome::Neutral, Pass::Probe) => *self = Self::Open { until: now },
+            // An attempt from before the opening says nothing about the endpoint as it is now.
+            (Self::Open { .. } | Self::HalfOpen { .. }, _, _)
+            | (Self::Closed { .. }, Outcome::Neutral, _) => {}
         }
         None
     }
@@ -99,6 +120,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use Pass::{Ordinary, Probe};
 
     #[test]
     fn opens_probes_once_and_closes() {
@@ -109,23 +131,38 @@ mod tests {
         for outcome in
             [Outcome::Failure, Outcome::Failure, Outcome::Success, Outcome::Failure, Outcome::Failure]
         {
-            assert_eq!(breaker.finish(outcome, &spec, at(0)), None);
+            assert_eq!(breaker.finish(outcome, Ordinary, &spec, at(0)), None);
         }
-        assert_eq!(breaker.finish(Outcome::Neutral, &spec, at(0)), None);
-        assert_eq!(breaker.finish(Outcome::Failure, &spec, at(0)), Some(Change::Opened));
-        assert!(!breaker.admit(&spec, at(9)));
-        // A late success of an older attempt does not close it.
-        assert_eq!(breaker.finish(Outcome::Success, &spec, at(9)), None);
-        assert!(breaker.admit(&spec, at(10)));
-        assert!(!breaker.admit(&spec, at(19)), "a second probe");
-        assert!(breaker.admit(&spec, at(20)), "the first one takes long");
-        assert_eq!(breaker.finish(Outcome::Failure, &spec, at(20)), None);
-        assert!(!breaker.admit(&spec, at(29)));
-        assert!(breaker.admit(&spec, at(30)));
-        assert_eq!(breaker.finish(Outcome::Neutral, &spec, at(31)), None);
-        assert!(breaker.admit(&spec, at(31)));
-        assert_eq!(breaker.finish(Outcome::Success, &spec, at(32)), Some(Change::Closed));
-        assert!(breaker.admit(&spec, at(32)) && breaker.admit(&spec, at(32)));
+        assert_eq!(breaker.finish(Outcome::Neutral, Ordinary, &spec, at(0)), None);
+        assert_eq!(breaker.finish(Outcome::Failure, Ordinary, &spec, at(0)), Some(Change::Opened));
+        assert_eq!(breaker.admit(&spec, at(9)), None);
+        assert_eq!(breaker.admit(&spec, at(10)), Some(Probe));
+        assert_eq!(breaker.admit(&spec, at(19)), None, "a second probe");
+        assert_eq!(breaker.admit(&spec, at(20)), Some(Probe), "the first one takes long");
+        assert_eq!(breaker.finish(Outcome::Failure, Probe, &spec, at(20)), None);
+        assert_eq!(breaker.admit(&spec, at(29)), None);
+        assert_eq!(breaker.admit(&spec, at(30)), Some(Probe));
+        assert_eq!(breaker.finish(Outcome::Neutral, Probe, &spec, at(31)), None);
+        assert_eq!(breaker.admit(&spec, at(31)), Some(Probe));
+        assert_eq!(breaker.finish(Outcome::Success, Probe, &spec, at(32)), Some(Change::Closed));
+        assert_eq!([breaker.admit(&spec, at(32)); 2], [Some(Ordinary); 2]);
+    }
+
+    #[test]
+    fn older_attempts_prove_nothing() {
+        let spec = BreakerSpec { failures: 1, open: Duration::from_secs(10) };
+        let now = Instant::now();
+        let mut breaker = Breaker::default();
+        breaker.finish(Outcome::Failure, Ordinary, &spec, now);
+        let open = breaker;
+        assert_eq!(breaker.finish(Outcome::Success, Ordinary, &spec, now), None);
+        assert_eq!(breaker, open);
+        assert_eq!(breaker.admit(&spec, now + spec.open), Some(Probe));
+        let half_open = breaker;
+        for outcome in [Outcome::Success, Outcome::Neutral, Outcome::Failure] {
+            assert_eq!(breaker.finish(outcome, Ordinary, &spec, now + spec.open), None);
+            assert_eq!(breaker, half_open, "{outcome:?}");
+        }
     }
 
     #[test]
@@ -133,9 +170,13 @@ mod tests {
         let spec = BreakerSpec { failures: 1, open: Duration::from_secs(10) };
         let now = Instant::now();
         let mut breaker = Breaker::default();
-        breaker.finish(Outcome::Failure, &spec, now);
+        breaker.finish(Outcome::Failure, Ordinary, &spec, now);
         assert!(!breaker.would_admit(now));
         breaker.recovered(now);
-        assert!(breaker.admit(&spec, now) && !breaker.admit(&spec, now), "still one at a time");
+        assert_eq!(
+            [breaker.admit(&spec, now), breaker.admit(&spec, now)],
+            [Some(Probe), None],
+            "one at a time"
+        );
     }
 }

@@ -148,8 +148,8 @@ pub struct Health {
     since: Instant,
     reason: String,
     layers: [LayerHealth; LAYERS],
-    /// `Draining` or `Isolated` while an operator says so.
-    order: Option<State>,
+    /// `Draining` or `Isolated` while somebody says so, and why.
+    order: Option<(State, String)>,
     /// When it last came back from being out of service; the start of slow start.
     recovered_at: Option<Instant>,
 }
@@ -182,6 +182,13 @@ impl Health {
         self.recovered_at
     }
 
+    /// The process is gone or stands still: whoever waits for it waits in vain. (A model that is not loaded or a
+    /// machine out of limits may still answer what it has begun.)
+    pub fn is_dead(&self) -> bool {
+        let down = |layer: Layer| matches!(self.layers[layer as usize].level, Level::Down(_));
+        down(Layer::Process) || down(Layer::Progress)
+    }
+
     /// A stall has been found and only a real answer will clear it: that nothing is in flight any more proves
     /// nothing, since a stalled endpoint gets no work.
     pub fn needs_inference(&self) -> bool {
@@ -210,9 +217,9 @@ impl Health {
         self.update(now)
     }
 
-    /// Takes the endpoint out by order: `Draining` or `Isolated`; `None` gives it back to its checks.
-    pub fn order(&mut self, order: Option<State>, now: Instant) -> Option<Change> {
-        self.order = order;
+    /// Takes the endpoint out by order: `Draining` or `Isolated`, and why; `None` gives it back to its checks.
+    pub fn order(&mut self, order: Option<(State, &str)>, now: Instant) -> Option<Change> {
+        self.order = order.map(|(state, why)| (state, why.to_owned()));
         self.update(now)
     }
 
@@ -232,8 +239,8 @@ impl Health {
     }
 
     fn judge(&self) -> (State, String) {
-        if let Some(order) = self.order {
-            return (order, "ordered by an operator".to_owned());
+        if let Some(order) = &self.order {
+            return order.clone();
         }
         let worst = |down: bool| {
             Layer::ALL.into_iter().find_map(|layer| match &self.layers[layer as usize].level {
@@ -337,7 +344,10 @@ mod tests {
         let mut health = Health::new(start);
         health.observe(Process, Finding::Pass, &SPEC, start);
         assert_eq!(health.recovered_at(), None, "a first start is not a recovery");
-        assert_eq!(health.order(Some(State::Isolated), start).map(|c| c.to), Some(State::Isolated));
+        assert_eq!(
+            health.order(Some((State::Isolated, "by ops")), start).map(|c| c.to),
+            Some(State::Isolated)
+        );
         assert_eq!(health.observe(Process, fail(), &SPEC, start), None);
         let later = start + Duration::from_secs(9);
         assert_eq!(health.order(None, later).map(|c| c.to), Some(State::Healthy));

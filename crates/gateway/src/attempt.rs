@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use backstop_core::breaker::Outcome;
-use backstop_core::health::State;
+use backstop_openai::Api;
 use backstop_openai::error::{ErrorBody, is_error_body, message_of};
 use backstop_openai::peek::with_model;
 use bytes::{Bytes, BytesMut};
@@ -16,6 +15,7 @@ use crate::endpoint::{Endpoint, Lease, Settings};
 use crate::fault::Fault;
 use crate::request::Routed;
 use crate::stream::{Step, StreamReader};
+use crate::table::Version;
 use crate::upstream::{Answer, Exchange, UpstreamRequest};
 use crate::{Shared, clock, headers};
 
@@ -37,7 +37,6 @@ pub(crate) enum Won {
     Stream {
         headers: HeaderMap,
         reader: StreamReader,
-        lease: Lease,
         /// The events so far.
         held: Bytes,
         /// They are all there will be.
@@ -45,103 +44,115 @@ pub(crate) enum Won {
     },
 }
 
-/// Sends the request to the endpoint of `lease` and waits for something that can be committed to. However it
-/// ends, the endpoint's account is settled, unless a stream takes the lease along.
+/// Sends the request to the endpoint of `lease` and waits for something that can be committed to. With a fault the
+/// endpoint's account is settled; with an answer that is left to whoever delivers it.
 pub(crate) async fn run(
     shared: &Shared,
     routed: &Routed,
+    version: &Version,
     mut lease: Lease,
     request_id: &HeaderValue,
-) -> Result<Won, Fault> {
+) -> Result<(Won, Lease), Fault> {
     let started = clock::now();
     let limit = if routed.stream { routed.timeouts.first_token } else { routed.timeouts.response };
     let deadline = (started + limit).min(routed.total.deadline);
-    let settings = lease.endpoint().settings.load_full();
     let endpoint = Arc::clone(lease.endpoint());
-    let answered = exchange(routed, &mut lease, &settings, request_id, started);
-    let result = match shared.unless_closing(until(&endpoint, deadline, answered)).await {
-        None => Err(Fault::Closing),
-        Some(Ok(result)) => result,
-        Some(Err(Interrupted::Unhealthy)) => Err(Fault::Unhealthy),
+    let answered = exchange(routed, &mut lease, request_id, started);
+    let fault = match shared.unless_closing(until(version, &endpoint, deadline, answered)).await {
+        Some(Ok(Ok(won))) => return Ok((won, lease)),
+        Some(Ok(Err(fault))) => fault,
+        Some(Err(Interrupted::Dead)) => Fault::Unhealthy,
         Some(Err(Interrupted::Deadline)) if clock::now() >= routed.total.deadline => {
-            Err(Fault::Total(routed.total.limit))
+            Fault::Total(routed.total.limit)
         }
-        Some(Err(Interrupted::Deadline)) if routed.stream => Err(Fault::FirstToken(limit)),
-        Some(Err(Interrupted::Deadline)) => Err(Fault::Response(limit)),
+        Some(Err(Interrupted::Deadline)) if routed.stream => Fault::FirstToken(limit),
+        Some(Err(Interrupted::Deadline)) => Fault::Response(limit),
+        None => Fault::Closing,
     };
-    match result {
-        Ok(Progress::Plain { status, headers, body }) => {
-            lease.finish(if status.is_success() { Outcome::Success } else { Outcome::Neutral });
-            Ok(Won::Plain { status, headers, body })
-        }
-        Ok(Progress::Stream { headers, reader, held, ended }) => {
-            Ok(Won::Stream { headers, reader, lease, held, ended })
-        }
-        Err(fault) => {
-            if fault.is_silence() {
-                lease.timed_out();
-            }
-            if fault.is_back_pressure() {
-                lease.back_pressure(fault.retry_after());
-            }
-            lease.finish(fault.outcome());
-            Err(fault)
-        }
+    if fault.is_silence() {
+        lease.timed_out();
     }
-}
-
-#[expect(clippy::large_enum_variant, reason = "moved once and not kept")]
-enum Progress {
-    Plain { status: StatusCode, headers: HeaderMap, body: Bytes },
-    Stream { headers: HeaderMap, reader: StreamReader, held: Bytes, ended: bool },
+    if fault.is_back_pressure() {
+        lease.back_pressure(fault.retry_after());
+    }
+    lease.finish(fault.outcome());
+    Err(fault)
 }
 
 async fn exchange(
     routed: &Routed,
     lease: &mut Lease,
-    settings: &Settings,
     request_id: &HeaderValue,
     started: Instant,
-) -> Result<Progress, Fault> {
-    let request = build(routed, settings, request_id);
-    let pool = Arc::clone(&lease.endpoint().pool);
-    let answer = Exchange::send(&pool, &request, routed.timeouts.connect).await?;
-    lease.progress();
-    let Answer { status, mut headers, exchange } = answer;
-    let is_events = headers.get(header::CONTENT_TYPE).is_some_and(is_event_stream);
-    if status.is_success() && is_events {
-        if !routed.stream {
-            return Err(Fault::UnexpectedStream);
+) -> Result<Won, Fault> {
+    let endpoint = Arc::clone(lease.endpoint());
+    let request = build(routed, &endpoint.settings.load(), request_id);
+    let answer = Exchange::send(&endpoint.pool, &request, routed.timeouts.connect).await?;
+    match answer.status {
+        status if status.is_success() && is_a(&answer.headers, "text/event-stream") => {
+            // What other APIs are asked for is not known here: there, whatever comes is right.
+            if !routed.stream && routed.api != Api::Other {
+                return Err(Fault::UnexpectedStream);
+            }
+            let Answer { mut headers, exchange, .. } = answer;
+            headers::to_client(&mut headers);
+            first_output(StreamReader::new(exchange, routed.api, routed.expected), headers, lease, started)
+                .await
         }
-        headers::to_client(&mut headers);
-        let reader = StreamReader::new(exchange, routed.api);
-        return first_output(reader, headers, lease, started).await;
-    }
-    if status.is_success() || !is_fault(status) {
-        let is_json = headers.get(header::CONTENT_TYPE).is_some_and(is_json);
-        let body = exchange.collect(MAX_ANSWER).await.map_err(Fault::Lost)?;
-        let body = body.ok_or(Fault::TooLarge(MAX_ANSWER))?;
-        let promised = routed.api.is_json_post() && status.is_success();
-        if promised || (is_json && !body.is_empty()) {
-            // A truncated answer that was delimited by closing the connection looks whole until it is read.
-            serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(Fault::NotJson)?;
-        }
-        headers::to_client(&mut headers);
-        if status.is_success() {
+        status if status.is_success() => {
+            let won = whole(routed, answer).await?;
             lease.answered(clock::now() - started);
-            return Ok(Progress::Plain { status, headers, body });
+            Ok(won)
         }
-        let body = if routed.api.is_json_post() { in_our_shape(status, body, &mut headers) } else { body };
-        return Ok(Progress::Plain { status, headers, body });
+        StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            Err(Fault::Credentials(answer.status))
+        }
+        status if status.is_redirection() && status != StatusCode::NOT_MODIFIED => {
+            Err(Fault::Redirect(status))
+        }
+        status if may_pass_elsewhere(status) => Err(refused(answer).await),
+        _ => whole(routed, answer).await,
     }
-    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
-        return Err(Fault::Credentials(status));
+}
+
+/// Statuses that another endpoint, or the same one later, may do better than.
+fn may_pass_elsewhere(status: StatusCode) -> bool {
+    match status.as_u16() {
+        // What one server has not implemented its siblings have not either.
+        501 | 505 => false,
+        408 | 429 => true,
+        _ => status.is_server_error(),
     }
+}
+
+/// Reads a plain answer, good or bad.
+async fn whole(routed: &Routed, answer: Answer) -> Result<Won, Fault> {
+    let Answer { status, mut headers, exchange } = answer;
+    let body = exchange.collect(MAX_ANSWER).await.map_err(Fault::Lost)?;
+    let mut body = body.ok_or(Fault::TooLarge(MAX_ANSWER))?;
+    let ours = routed.api.is_json_post();
+    if ours && status.is_success() && routed.stream {
+        // A client that reads events would see none, and take that for an empty answer.
+        return Err(Fault::NoStream);
+    }
+    if (ours && status.is_success()) || (is_a(&headers, "application/json") && !body.is_empty()) {
+        // A truncated answer that was delimited by closing the connection looks whole until it is read.
+        serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(Fault::NotJson)?;
+    }
+    headers::to_client(&mut headers);
+    if ours && !status.is_success() {
+        body = in_our_shape(status, body, &mut headers);
+    }
+    Ok(Won::Plain { status, headers, body })
+}
+
+/// Reads the explanation of a refusal. The status counts, whatever becomes of it.
+async fn refused(answer: Answer) -> Fault {
+    let Answer { status, mut headers, exchange } = answer;
     let retry_after = headers.remove(header::RETRY_AFTER);
-    // The status counts, whatever becomes of the explanation.
     let body = exchange.collect(MAX_ERROR).await.ok().flatten();
     let message = body.as_deref().and_then(message_of);
-    Err(Fault::Status { status, retry_after, body: body.filter(|body| is_error_body(body)), message })
+    Fault::Status { status, retry_after, body: body.filter(|body| is_error_body(body)), message }
 }
 
 /// The explanation of a refusal as OpenAI's clients read it, whatever the engine wrote.
@@ -160,7 +171,7 @@ async fn first_output(
     headers: HeaderMap,
     lease: &mut Lease,
     started: Instant,
-) -> Result<Progress, Fault> {
+) -> Result<Won, Fault> {
     let mut held = Held::default();
     loop {
         let ended = match poll_fn(|cx| reader.poll_step(cx)).await {
@@ -175,14 +186,14 @@ async fn first_output(
             // Nothing has been sent: even what was good of it can be forgotten.
             Step::Fault(_, fault) => return Err(fault),
         };
-        lease.progress();
-        if ended || reader.state().is_committable() {
+        if reader.state().events > 0 {
+            lease.progress();
+        }
+        // What is held back is bounded: a long preamble is passed on rather than refused.
+        if ended || reader.state().is_committable() || held.len() > MAX_HELD {
             lease.answered(clock::now() - started);
             lease.flows();
-            return Ok(Progress::Stream { headers, reader, held: held.into_bytes(), ended });
-        }
-        if held.len() > MAX_HELD {
-            return Err(Fault::TooLarge(MAX_HELD));
+            return Ok(Won::Stream { headers, reader, held: held.into_bytes(), ended });
         }
     }
 }
@@ -219,7 +230,7 @@ fn build(routed: &Routed, settings: &Settings, request_id: &HeaderValue) -> Upst
     };
     UpstreamRequest {
         method: routed.method.clone(),
-        target: format!("{}{}", settings.spec.target.base_path, routed.path_and_query),
+        target: target(&settings.spec.target.base_path, routed),
         headers: headers::to_upstream(
             &routed.headers,
             &settings.host,
@@ -230,34 +241,32 @@ fn build(routed: &Routed, settings: &Settings, request_id: &HeaderValue) -> Upst
     }
 }
 
-/// Statuses that another endpoint may do better than.
-fn is_fault(status: StatusCode) -> bool {
-    status.is_server_error() || matches!(status.as_u16(), 401 | 407 | 408 | 429)
+fn target(base_path: &str, routed: &Routed) -> String {
+    let given = &routed.path_and_query;
+    let path = routed.api.path().unwrap_or(given.path());
+    match given.query() {
+        Some(query) => format!("{base_path}{path}?{query}"),
+        None => format!("{base_path}{path}"),
+    }
 }
 
-fn is_event_stream(value: &HeaderValue) -> bool {
-    starts_with(value, b"text/event-stream")
-}
-
-fn is_json(value: &HeaderValue) -> bool {
-    starts_with(value, b"application/json")
-}
-
-fn starts_with(value: &HeaderValue, prefix: &[u8]) -> bool {
-    value.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+fn is_a(headers: &HeaderMap, media_type: &str) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    value.get(..media_type.len()).is_some_and(|start| start.eq_ignore_ascii_case(media_type.as_bytes()))
 }
 
 enum Interrupted {
     Deadline,
-    Unhealthy,
+    Dead,
 }
 
 /// How often a waiting attempt looks whether its endpoint has been found dead meanwhile.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Runs `future` until `deadline`, or until active checks give its endpoint up.
+/// Runs `future` until `deadline`, or until active checks find its endpoint dead and another could do the work.
 async fn until<F: Future>(
-    endpoint: &Endpoint,
+    version: &Version,
+    endpoint: &Arc<Endpoint>,
     deadline: Instant,
     future: F,
 ) -> Result<F::Output, Interrupted> {
@@ -273,8 +282,8 @@ async fn until<F: Future>(
             if now >= deadline {
                 return Poll::Ready(Err(Interrupted::Deadline));
             }
-            if endpoint.state() == State::Unhealthy {
-                return Poll::Ready(Err(Interrupted::Unhealthy));
+            if endpoint.is_dead() && version.has_other_than(endpoint, now) {
+                return Poll::Ready(Err(Interrupted::Dead));
             }
             alarm.as_mut().reset(alarm_at(now));
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use backstop_core::balance::{Candidate, DynamicWeight, PeakEwma, slow_start};
-use backstop_core::breaker::{Breaker, Outcome};
+use backstop_core::breaker::{Breaker, Outcome, Pass};
 use backstop_core::health::{Change, Finding, Health, Layer, State};
 use backstop_core::outlier::{Counts, Ejection};
 use backstop_core::table::{BreakerSpec, EndpointSpec, HealthSpec, ServiceSpec};
@@ -18,7 +18,7 @@ use crate::events::{Event, Events};
 use crate::upstream::Pool;
 
 /// A failed attempt says nothing good about speed: it is entered into the latency as at least this.
-const FAILURE_LATENCY: Duration = Duration::from_secs(1);
+const FAILURE_LATENCY: Duration = Duration::from_secs(5);
 /// How long an endpoint that answers 429 or 503 without `Retry-After` gets no new work while others can.
 const PRESSURE_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause an endpoint may ask for.
@@ -86,6 +86,47 @@ pub(crate) struct Endpoint {
     paused_until: AtomicU64,
     recovered_at: AtomicU64,
     stall_suspected: AtomicBool,
+    dead: AtomicBool,
+}
+
+/// What is waited for: the first token of a stream, or the whole of a plain answer. Their latencies have nothing to
+/// do with each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AnswerKind {
+    Stream,
+    Plain,
+}
+
+/// [`PeakEwma`] in the bits of an f64, and when it was last updated.
+#[derive(Default)]
+struct Latency {
+    seconds: AtomicU64,
+    at: AtomicU64,
+}
+
+impl Latency {
+    fn estimate(&self) -> PeakEwma {
+        PeakEwma::from_seconds(f64::from_bits(self.seconds.load(Relaxed)))
+    }
+
+    fn since(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(clock::instant(self.at.load(Relaxed)))
+    }
+
+    fn now(&self, now: Instant) -> Option<f64> {
+        self.estimate().latency(self.since(now))
+    }
+
+    /// Two observations at the same moment may lose one of them; the estimate is none the worse for it.
+    fn observe(&self, latency: Duration, now: Instant) {
+        let observed = self.estimate().observe(latency, self.since(now));
+        self.seconds.store(observed.seconds().to_bits(), Relaxed);
+        self.at.store(clock::nanos(now), Relaxed);
+    }
+
+    fn forget(&self) {
+        self.seconds.store(0, Relaxed);
+    }
 }
 
 #[derive(Default)]
@@ -93,9 +134,8 @@ struct Load {
     in_flight: AtomicU32,
     /// Streams that have begun to flow and not ended.
     flowing: AtomicU32,
-    /// [`PeakEwma`] in the bits of an f64, and when it was last updated.
-    latency: AtomicU64,
-    latency_at: AtomicU64,
+    /// By [`AnswerKind`].
+    latency: [Latency; 2],
     dynamic: AtomicU64,
     /// Of the current outlier interval.
     success: AtomicU64,
@@ -134,6 +174,7 @@ impl Endpoint {
             paused_until: AtomicU64::new(0),
             recovered_at: AtomicU64::new(0),
             stall_suspected: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
         }
     }
 
@@ -155,7 +196,7 @@ impl Endpoint {
     /// Stops new work for good: the endpoint has left the table.
     pub(crate) fn retire(&self) {
         let mut health = self.health();
-        let change = health.order(Some(State::Draining), clock::now());
+        let change = health.order(Some((State::Draining, "no longer in the configuration")), clock::now());
         self.publish(&health, change);
     }
 
@@ -164,11 +205,17 @@ impl Endpoint {
         let recovered_at = health.recovered_at().map_or(0, clock::nanos);
         if self.recovered_at.swap(recovered_at, Relaxed) != recovered_at {
             // What was slow or dead may be another process now.
-            self.load.latency.store(0, Relaxed);
+            self.load.latency.iter().for_each(Latency::forget);
             self.breaker().recovered(clock::now());
         }
         self.state.store(change.to as u8, Relaxed);
+        self.dead.store(health.is_dead(), Relaxed);
         self.events.emit(Event::health(&self.id, &change));
+    }
+
+    /// The process is gone or stands still.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Relaxed)
     }
 
     /// Whether active checks let it serve: panic mode may overrule everything else, but not this.
@@ -191,7 +238,7 @@ impl Endpoint {
     }
 
     /// How it presents itself to the balancer, with its configured weight.
-    pub(crate) fn candidate(&self, weight: f64, now: Instant) -> Candidate {
+    pub(crate) fn candidate(&self, weight: f64, kind: AnswerKind, now: Instant) -> Candidate {
         let mut health = if self.state() == State::Degraded { 0.5 } else { 1.0 };
         let recovered_at = self.recovered_at.load(Relaxed);
         if recovered_at != 0 {
@@ -203,23 +250,30 @@ impl Endpoint {
             health,
             dynamic: f64::from_bits(self.load.dynamic.load(Relaxed)),
             in_flight: self.in_flight(),
-            latency: self.latency().latency(self.since_latency(now)),
+            latency: self.load.latency[kind as usize].now(now),
             identity: self.identity,
         }
     }
 
     /// Starts an attempt; `None` if the breaker lets only one through and that is out already.
-    pub(crate) fn lease(self: &Arc<Self>, now: Instant) -> Option<Lease> {
-        let admitted =
-            self.breaker_clean.load(Relaxed) || self.breaker().admit(&self.settings.load().breaker, now);
-        admitted.then(|| self.lease_regardless())
+    pub(crate) fn lease(self: &Arc<Self>, kind: AnswerKind, now: Instant) -> Option<Lease> {
+        let pass = if self.breaker_clean.load(Relaxed) {
+            Pass::Ordinary
+        } else {
+            self.breaker().admit(&self.settings.load().breaker, now)?
+        };
+        Some(self.start(kind, pass))
     }
 
     /// Starts an attempt in panic mode, past breaker and ejection.
-    pub(crate) fn lease_regardless(self: &Arc<Self>) -> Lease {
+    pub(crate) fn lease_regardless(self: &Arc<Self>, kind: AnswerKind) -> Lease {
+        self.start(kind, Pass::Ordinary)
+    }
+
+    fn start(self: &Arc<Self>, kind: AnswerKind, pass: Pass) -> Lease {
         self.load.in_flight.fetch_add(1, Relaxed);
         self.load.requests.fetch_add(1, Relaxed);
-        Lease { endpoint: Arc::clone(self), outcome: None, flowing: false }
+        Lease { endpoint: Arc::clone(self), kind, pass, outcome: None, flowing: false }
     }
 
     pub(crate) fn in_flight(&self) -> u32 {
@@ -254,24 +308,13 @@ impl Endpoint {
         (self.load.moved.load(Relaxed), self.load.timeouts.load(Relaxed))
     }
 
-    fn latency(&self) -> PeakEwma {
-        PeakEwma::from_seconds(f64::from_bits(self.load.latency.load(Relaxed)))
-    }
-
-    fn since_latency(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(clock::instant(self.load.latency_at.load(Relaxed)))
-    }
-
-    /// Two observations at the same moment may lose one of them; the estimate is none the worse for it.
-    fn observe_latency(&self, latency: Duration, now: Instant) {
-        let observed = self.latency().observe(latency, self.since_latency(now));
-        self.load.latency.store(observed.seconds().to_bits(), Relaxed);
-        self.load.latency_at.store(clock::nanos(now), Relaxed);
+    fn observe_latency(&self, kind: AnswerKind, latency: Duration, now: Instant) {
+        self.load.latency[kind as usize].observe(latency, now);
         self.load.latency_sum.fetch_add(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX), Relaxed);
         self.load.answers.fetch_add(1, Relaxed);
     }
 
-    fn finish(&self, outcome: Outcome, now: Instant) {
+    fn finish(&self, outcome: Outcome, pass: Pass, kind: AnswerKind, now: Instant) {
         match outcome {
             Outcome::Success => {
                 self.load.success.fetch_add(1, Relaxed);
@@ -283,14 +326,15 @@ impl Endpoint {
             Outcome::Failure => {
                 self.load.failure.fetch_add(1, Relaxed);
                 self.load.faults.fetch_add(1, Relaxed);
-                self.observe_latency(FAILURE_LATENCY, now);
+                let usual = Duration::from_secs_f64(self.load.latency[kind as usize].now(now).unwrap_or(0.0));
+                self.observe_latency(kind, usual.max(FAILURE_LATENCY), now);
                 self.suspicion.notify_one();
             }
             Outcome::Neutral if self.breaker_clean.load(Relaxed) => return,
             Outcome::Neutral => {}
         }
         let mut breaker = self.breaker();
-        let change = breaker.finish(outcome, &self.settings.load().breaker, now);
+        let change = breaker.finish(outcome, pass, &self.settings.load().breaker, now);
         self.breaker_clean.store(*breaker == Breaker::default(), Relaxed);
         drop(breaker);
         if let Some(change) = change {
@@ -344,6 +388,8 @@ impl Endpoint {
 /// an attempt that is dropped without a word (the client has gone) is neutral.
 pub(crate) struct Lease {
     endpoint: Arc<Endpoint>,
+    kind: AnswerKind,
+    pass: Pass,
     outcome: Option<Outcome>,
     flowing: bool,
 }
@@ -355,7 +401,7 @@ impl Lease {
 
     /// The first meaningful output, or a whole plain answer, came after `latency`.
     pub(crate) fn answered(&self, latency: Duration) {
-        self.endpoint.observe_latency(latency, clock::now());
+        self.endpoint.observe_latency(self.kind, latency, clock::now());
     }
 
     /// The answer is a stream that has begun to flow.
@@ -392,7 +438,8 @@ impl Drop for Lease {
         if self.flowing {
             self.endpoint.load.flowing.fetch_sub(1, Relaxed);
         }
-        self.endpoint.finish(self.outcome.unwrap_or(Outcome::Neutral), clock::now());
+        let outcome = self.outcome.unwrap_or(Outcome::Neutral);
+        self.endpoint.finish(outcome, self.pass, self.kind, clock::now());
     }
 }
 

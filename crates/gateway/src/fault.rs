@@ -106,6 +106,10 @@ pub(crate) enum Fault {
     NotJson(serde_json::Error),
     #[error("the upstream sent a stream that was not asked for")]
     UnexpectedStream,
+    #[error("the upstream sent a plain answer where a stream was asked for")]
+    NoStream,
+    #[error("the upstream redirects ({0}); the endpoint's `url` may have to be another")]
+    Redirect(StatusCode),
     #[error("the upstream's answer is longer than {0} bytes")]
     TooLarge(usize),
     #[error("the upstream was found unhealthy while it owed an answer")]
@@ -139,7 +143,7 @@ impl Fault {
             Self::Status { status, .. } if matches!(status.as_u16(), 429 | 503) => Outcome::Neutral,
             Self::NoEndpoint | Self::Total(_) | Self::Closing | Self::Credentials(_) => Outcome::Neutral,
             // An answer beyond our limits is a matter of the request.
-            Self::TooLarge(_) => Outcome::Neutral,
+            Self::TooLarge(_) | Self::EventTooLong(_) | Self::Redirect(_) => Outcome::Neutral,
             _ => Outcome::Failure,
         }
     }
@@ -157,7 +161,8 @@ impl Fault {
 
     /// Whether the same request may fare better in another attempt.
     pub(crate) fn is_retryable(&self) -> bool {
-        !matches!(self, Self::NoEndpoint | Self::Total(_) | Self::Closing | Self::TooLarge(_))
+        let hopeless = matches!(self, Self::TooLarge(_) | Self::EventTooLong(_) | Self::Redirect(_));
+        !hopeless && !matches!(self, Self::NoEndpoint | Self::Total(_) | Self::Closing)
     }
 
     /// The upstream said nothing: asking the same one again would only double the wait.
@@ -198,9 +203,10 @@ impl Fault {
             Self::Stalled(_) => "upstream_stalled",
             Self::Event(EventFault::InBand(_)) => "upstream_stream_error",
             Self::Event(EventFault::Malformed(_)) | Self::EventTooLong(_) => "upstream_malformed_event",
-            Self::Truncated => "upstream_truncated",
+            Self::Redirect(_) => "upstream_redirect",
+            Self::Truncated | Self::Event(EventFault::Unfinished) => "upstream_truncated",
             Self::Unhealthy => "upstream_unhealthy",
-            Self::NotJson(_) | Self::UnexpectedStream => "upstream_malformed_answer",
+            Self::NotJson(_) | Self::UnexpectedStream | Self::NoStream => "upstream_malformed_answer",
             Self::TooLarge(_) => "upstream_answer_too_large",
             Self::NoEndpoint => "no_healthy_endpoint",
             Self::Total(_) => "total_timeout",

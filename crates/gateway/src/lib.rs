@@ -123,6 +123,11 @@ impl Gateway {
         server::run(Arc::clone(&self.shared), listener, stop, drain).await;
     }
 
+    /// Ends what is still in flight now, with a proper error.
+    pub fn close(&self) {
+        self.shared.set_phase(Phase::Closing);
+    }
+
     pub fn status(&self) -> Status {
         Status::of(&self.shared)
     }

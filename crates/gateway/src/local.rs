@@ -12,7 +12,8 @@ use crate::server::Phase;
 
 /// `None` if the request is for a model server.
 pub(crate) fn answer(shared: &Shared, head: &Parts) -> Option<Response<ReplyBody>> {
-    if head.method != Method::GET {
+    // Hyper leaves out the body of an answer to HEAD.
+    if !matches!(head.method, Method::GET | Method::HEAD) {
         return None;
     }
     match head.uri.path() {

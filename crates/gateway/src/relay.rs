@@ -66,25 +66,29 @@ impl Relay {
         }
     }
 
-    /// The upstream said everything before the answer was committed to.
-    pub(crate) fn end_now(&mut self) {
-        self.end();
-    }
-
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             if !self.ready.is_empty() {
                 return Poll::Ready(Some(std::mem::take(&mut self.ready)));
             }
             let Some(source) = &mut self.source else { return Poll::Ready(None) };
-            if self.shared.phase() == Phase::Closing {
-                self.cut(Fault::Closing);
+            let interrupted = match self.shared.phase() {
+                Phase::Closing => Some(Fault::Closing),
+                _ if clock::now() >= self.total.deadline => Some(Fault::Total(self.total.limit)),
+                _ => None,
+            };
+            if let Some(fault) = interrupted {
+                self.stop(fault);
                 continue;
             }
+            let before = source.reader.state().events;
             match source.reader.poll_step(cx) {
                 Poll::Ready(Step::Events(events)) => {
-                    self.clock.stop();
-                    source.lease.progress();
+                    // A comment keeps the connection alive, but it is no token.
+                    if source.reader.state().events > before {
+                        self.clock.stop();
+                        source.lease.progress();
+                    }
                     self.ready = events;
                 }
                 Poll::Ready(Step::End(events)) => {
@@ -99,28 +103,33 @@ impl Relay {
                 }
                 Poll::Pending => {
                     let complete = source.reader.state().is_complete();
-                    match self.clock.poll(cx, complete, self.total) {
-                        Poll::Pending => return Poll::Pending,
-                        Poll::Ready(Expired::Stalled) if complete => {
-                            if let Step::End(events) = source.reader.complete() {
-                                self.ready = events;
-                            }
-                            self.end();
-                        }
-                        Poll::Ready(Expired::Stalled) => {
-                            source.lease.timed_out();
-                            self.cut(Fault::Stalled(self.clock.limit));
-                        }
-                        Poll::Ready(Expired::Total) => self.cut(Fault::Total(self.total.limit)),
+                    if self.clock.poll(cx, complete, self.total).is_pending() {
+                        return Poll::Pending;
+                    }
+                    if clock::now() < self.total.deadline {
+                        source.lease.timed_out();
+                        self.stop(Fault::Stalled(self.clock.limit));
                     }
                 }
             }
         }
     }
 
-    fn end(&mut self) {
+    /// No more is waited for. What is complete but for its end mark is ended well.
+    fn stop(&mut self, fault: Fault) {
+        match &self.source {
+            Some(source) if source.reader.state().is_complete() => {
+                self.ready = source.reader.end_mark();
+                self.end();
+            }
+            _ => self.cut(fault),
+        }
+    }
+
+    /// The upstream has said everything.
+    pub(crate) fn end(&mut self) {
         if let Some(Source { reader, lease }) = self.source.take() {
-            lease.finish(Outcome::Success);
+            lease.finish(if reader.state().failed { Outcome::Failure } else { Outcome::Success });
             reader.finish();
         }
         if let Some(record) = self.record.take() {
@@ -140,11 +149,6 @@ impl Relay {
     }
 }
 
-enum Expired {
-    Stalled,
-    Total,
-}
-
 /// Runs only while we wait for the upstream; a client that reads slowly never makes the upstream late.
 struct StallClock {
     limit: Duration,
@@ -162,7 +166,8 @@ impl StallClock {
         self.waiting_since = None;
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, complete: bool, total: Total) -> Poll<Expired> {
+    /// Ready when the upstream is late, or the whole request is.
+    fn poll(&mut self, cx: &mut Context<'_>, complete: bool, total: Total) -> Poll<()> {
         let limit = if complete { self.limit.min(DONE_GRACE) } else { self.limit };
         let stalled_at = *self.waiting_since.get_or_insert_with(clock::now) + limit;
         let due = tokio::time::Instant::from_std(stalled_at.min(total.deadline));
@@ -171,12 +176,8 @@ impl StallClock {
             alarm.as_mut().reset(due);
         }
         while alarm.as_mut().poll(cx).is_ready() {
-            let now = clock::now();
-            if now >= total.deadline {
-                return Poll::Ready(Expired::Total);
-            }
-            if now >= stalled_at {
-                return Poll::Ready(Expired::Stalled);
+            if clock::now() >= stalled_at.min(total.deadline) {
+                return Poll::Ready(());
             }
             alarm.as_mut().reset(due);
         }

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::balance::mix;
+use backstop_core::breaker::Outcome;
 use backstop_openai::Api;
-use backstop_openai::peek::peek;
+use backstop_openai::peek::{Peek, peek};
+use backstop_openai::stream::Expected;
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -19,12 +21,12 @@ use hyper::body::Incoming;
 
 use crate::attempt::{self, Won};
 use crate::body::read_body;
-use crate::endpoint::{Endpoint, Lease, fnv1a};
+use crate::endpoint::{AnswerKind, Endpoint, Lease, fnv1a};
 use crate::fault::{Fault, Refusal};
 use crate::record::{REQUEST_ID, Record};
 use crate::relay::{Relay, Total};
 use crate::reply::{self, ATTEMPTS, ReplyBody, VERSION};
-use crate::table::{Service, Table, Version};
+use crate::table::{Service, Table, Version, Wish};
 use crate::{Shared, local};
 use backstop_core::table::{RetrySpec, Timeouts};
 
@@ -43,6 +45,8 @@ pub(crate) struct Routed {
     /// Where `model` stands in the body, if it is JSON.
     pub(crate) model_span: Option<Range<usize>>,
     pub(crate) stream: bool,
+    /// What a complete stream has.
+    pub(crate) expected: Expected,
     pub(crate) timeouts: Timeouts,
     pub(crate) total: Total,
     service: Arc<str>,
@@ -81,30 +85,12 @@ async fn understand(
     let body = read_body(body, &head.headers).await?;
 
     let table = shared.table.load();
-    let is_json = api.is_json_post() || content_type(&head.headers).is_some_and(is_json_type);
-    let peeked = if is_json && !body.is_empty() || api.is_json_post() { Some(peek(&body)) } else { None };
-    let (service, model_span, stream, user) = match peeked {
-        Some(Ok(peek)) => {
-            let service = match named_service(&table, &head.headers)? {
-                Some(service) => service,
-                None => table.by_model(&peek.model).ok_or_else(|| Refusal::UnknownModel {
-                    model: peek.model.chars().take(100).collect(),
-                    known: known_models(&table),
-                })?,
-            };
-            (service, Some(peek.model_span), peek.stream, peek.user.map(|user| fnv1a(&user)))
-        }
-        Some(Err(error)) if api.is_json_post() => return Err(error.into()),
-        // Another API's body may be anything; then the header has to say where it goes.
-        _ => {
-            let service = named_service(&table, &head.headers)?;
-            let service = service.ok_or_else(|| Refusal::NoService(known_models(&table)))?;
-            (service, None, false, None)
-        }
-    };
+    let (service, asked) = find_service(&table, api, &head.headers, &body)?;
     let version = service.assign(&head.headers);
+    let stream = asked.as_ref().is_some_and(|peek| peek.stream);
     record.routed(&service.name, stream);
     let session = head.headers.get(SESSION).and_then(|id| id.to_str().ok()).map(fnv1a);
+    let user = asked.as_ref().and_then(|peek| peek.user.as_deref()).map(fnv1a);
     let session = session.or(user).unwrap_or_else(|| fnv1a(&peer.ip().to_string()));
     let total = Total { deadline: record.started + service.timeouts.total, limit: service.timeouts.total };
     Ok(Routed {
@@ -112,9 +98,13 @@ async fn understand(
         method: head.method,
         path_and_query: head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
         headers: head.headers,
-        body,
-        model_span,
+        model_span: asked.as_ref().map(|peek| peek.model_span.clone()),
         stream,
+        expected: Expected {
+            choices: asked.as_ref().map_or(1, |peek| peek.choices),
+            usage: asked.as_ref().is_some_and(|peek| peek.include_usage),
+        },
+        body: body.clone(),
         timeouts: service.timeouts,
         total,
         service: Arc::clone(&service.name),
@@ -122,6 +112,31 @@ async fn understand(
         retry: service.retry,
         session: mix(session),
     })
+}
+
+/// The service that a request names, by header or by `model`, and what its JSON body asks for.
+fn find_service<'t, 'b>(
+    table: &'t Table,
+    api: Api,
+    headers: &HeaderMap,
+    body: &'b [u8],
+) -> Result<(&'t Arc<Service>, Option<Peek<'b>>), Refusal> {
+    let named = named_service(table, headers)?;
+    let is_json = content_type(headers).is_some_and(is_json_type) && !body.is_empty();
+    let asked = match (api.is_json_post() || is_json).then(|| peek(body)) {
+        Some(Err(error)) if api.is_json_post() => return Err(error.into()),
+        // Another API's body may be anything.
+        peeked => peeked.and_then(Result::ok),
+    };
+    if let Some(service) = named {
+        return Ok((service, asked));
+    }
+    let Some(peek) = &asked else { return Err(Refusal::NoService(known_models(table))) };
+    let service = table.by_model(&peek.model).ok_or_else(|| Refusal::UnknownModel {
+        model: peek.model.chars().take(100).collect(),
+        known: known_models(table),
+    })?;
+    Ok((service, asked))
 }
 
 /// What can be refused before the body has been read.
@@ -181,26 +196,25 @@ fn known_models(table: &Table) -> String {
 
 /// Attempts until one can be committed to, or nothing more can be done.
 async fn attempts(shared: Arc<Shared>, routed: Routed, mut record: Record) -> Response<ReplyBody> {
-    let mut tried: Vec<Arc<Endpoint>> = Vec::new();
-    let mut last: Option<Fault> = None;
+    let mut past = Past::default();
     loop {
         // Each attempt looks at the table as it is now: a version may be gone since the last one.
         let table = shared.table.load_full();
         let Some(version) = current_version(&table, &routed) else {
             return reply::fault(
-                &last.unwrap_or(Fault::NoEndpoint),
+                &past.last.unwrap_or(Fault::NoEndpoint),
                 &HeaderValue::from_static("none"),
                 record,
             );
         };
-        let next = next_endpoint(version, &routed, &tried, last.as_ref());
+        let next = next_endpoint(version, &routed, &mut past);
         let Some(lease) = shared.unless_closing(next).await.flatten() else {
-            return reply::fault(&last.unwrap_or(Fault::NoEndpoint), &version.header, record);
+            return reply::fault(&past.last.unwrap_or(Fault::NoEndpoint), &version.header, record);
         };
         let endpoint = Arc::clone(lease.endpoint());
         record.attempt(&version.name, version.env, &endpoint.id.url);
-        let fault = match attempt::run(&shared, &routed, lease, &record.request_id).await {
-            Ok(won) => return commit(shared, won, &routed, version, record),
+        let fault = match attempt::run(&shared, &routed, version, lease, &record.request_id).await {
+            Ok((won, lease)) => return commit(shared, won, lease, &routed, version, record),
             Err(fault) => fault,
         };
         tracing::debug!(endpoint = &*endpoint.id.url, error = %fault, code = fault.code(), "attempt failed");
@@ -213,10 +227,28 @@ async fn attempts(shared: Arc<Shared>, routed: Routed, mut record: Record) -> Re
         if !fault.is_retryable() || record.attempts() > routed.retry.attempts {
             return reply::fault(&fault, &version.header, record);
         }
-        if !tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint)) {
-            tried.push(endpoint);
+        past.add(endpoint, fault);
+    }
+}
+
+/// What a request has been through.
+#[derive(Default)]
+struct Past {
+    turn: Option<u64>,
+    /// Endpoints that have failed, and those of them that may not be asked again.
+    tried: Vec<Arc<Endpoint>>,
+    hopeless: Vec<Arc<Endpoint>>,
+    pauses: u32,
+    last: Option<Fault>,
+}
+
+impl Past {
+    fn add(&mut self, endpoint: Arc<Endpoint>, fault: Fault) {
+        if !fault.may_pass() {
+            self.hopeless.push(Arc::clone(&endpoint));
         }
-        last = Some(fault);
+        self.tried.push(endpoint);
+        self.last = Some(fault);
     }
 }
 
@@ -226,27 +258,26 @@ fn current_version<'t>(table: &'t Table, routed: &Routed) -> Option<&'t Arc<Vers
     Some(service.version(&routed.version).unwrap_or(service.stable()))
 }
 
-/// An endpoint that has not been tried yet. If there is none, the ones tried may get another chance after a pause,
-/// unless the last fault was silence: that would only double the wait.
-async fn next_endpoint(
-    version: &Version,
-    routed: &Routed,
-    tried: &[Arc<Endpoint>],
-    last: Option<&Fault>,
-) -> Option<Lease> {
-    let session = Some(routed.session);
-    if let Some(lease) = version.lease(tried, session, crate::clock::now()) {
+/// An endpoint that has not been tried yet. If there is none, those tried get another chance after a pause, except
+/// the silent ones: that would only double the wait.
+async fn next_endpoint(version: &Version, routed: &Routed, past: &mut Past) -> Option<Lease> {
+    let turn = *past.turn.get_or_insert_with(|| version.next_turn());
+    let kind = if routed.stream { AnswerKind::Stream } else { AnswerKind::Plain };
+    let wish = Wish { kind, turn, session: routed.session };
+    if let Some(lease) = version.lease(&past.tried, wish, crate::clock::now()) {
         return Some(lease);
     }
-    let last = last.filter(|fault| fault.may_pass())?;
-    let pause =
-        attempt::backoff(routed.retry.backoff, u32::try_from(tried.len().saturating_sub(1)).unwrap_or(0));
-    let pause = pause.max(last.retry_after().unwrap_or(Duration::ZERO));
+    if past.hopeless.len() == past.tried.len() {
+        return None;
+    }
+    let asked_for = past.last.as_ref().and_then(Fault::retry_after).unwrap_or(Duration::ZERO);
+    let pause = attempt::backoff(routed.retry.backoff, past.pauses).max(asked_for);
+    past.pauses += 1;
     if crate::clock::now() + pause >= routed.total.deadline || pause > MAX_PAUSE {
         return None;
     }
     tokio::time::sleep(pause).await;
-    version.lease(&[], session, crate::clock::now())
+    version.lease(&past.hopeless, wish, crate::clock::now())
 }
 
 /// The longest that a request waits before it tries an endpoint again.
@@ -256,34 +287,33 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 fn commit(
     shared: Arc<Shared>,
     won: Won,
+    lease: Lease,
     routed: &Routed,
     version: &Version,
     mut record: Record,
 ) -> Response<ReplyBody> {
-    let (status, mut headers) = match &won {
-        Won::Plain { status, headers, .. } => (*status, headers.clone()),
-        Won::Stream { headers, .. } => (http::StatusCode::OK, headers.clone()),
-    };
-    headers.insert(REQUEST_ID, record.request_id.clone());
-    headers.insert(VERSION, version.header.clone());
-    headers.insert(ATTEMPTS, HeaderValue::from(record.attempts()));
-    let body = match won {
-        Won::Plain { body, .. } => {
+    let (request_id, attempts) = (record.request_id.clone(), record.attempts());
+    let (status, mut headers, body) = match won {
+        Won::Plain { status, headers, body } => {
+            lease.finish(if status.is_success() { Outcome::Success } else { Outcome::Neutral });
             record.answered(status.as_u16());
-            ReplyBody::Whole(body)
+            (status, headers, ReplyBody::Whole(body))
         }
-        Won::Stream { reader, lease, held, ended, .. } => {
+        Won::Stream { headers, reader, held, ended } => {
             record.first_token(crate::clock::now() - record.started);
-            record.committed(status.as_u16());
+            record.committed(200);
             let inter_token = routed.timeouts.inter_token;
             let mut relay =
                 Box::new(Relay::new(shared, reader, lease, held, inter_token, routed.total, record));
             if ended {
-                relay.end_now();
+                relay.end();
             }
-            ReplyBody::Stream(relay)
+            (http::StatusCode::OK, headers, ReplyBody::Stream(relay))
         }
     };
+    headers.insert(REQUEST_ID, request_id);
+    headers.insert(VERSION, version.header.clone());
+    headers.insert(ATTEMPTS, HeaderValue::from(attempts));
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;

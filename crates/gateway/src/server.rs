@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -58,20 +58,17 @@ pub(crate) async fn run(
             accepted = accept(&listener, &open) => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let guard = Open::new(&open);
-                let shared = Arc::clone(&shared);
-                drop(tasks::spawn("connection", async move {
-                    connection(shared, stream, peer).await;
-                    drop(guard);
-                }));
-            }
+            Ok((stream, peer)) => serve(&shared, &open, stream, peer),
             // The process is out of descriptors, or the client has gone already: neither ends the service.
             Err(error) => {
                 warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
+    }
+    // Whoever is connected already has been promised an answer.
+    while let Some(Ok((stream, peer))) = waiting(&listener) {
+        serve(&shared, &open, stream, peer);
     }
     drop(listener);
     shared.set_phase(Phase::Draining);
@@ -81,6 +78,24 @@ pub(crate) async fn run(
         if !emptied(&open, LAST_WORDS).await {
             error!(connections = open.load(Relaxed), "connections had to be dropped");
         }
+    }
+}
+
+/// Serves a connection in a task of its own.
+fn serve(shared: &Arc<Shared>, open: &Arc<AtomicUsize>, stream: TcpStream, peer: SocketAddr) {
+    let guard = Open::new(open);
+    let shared = Arc::clone(shared);
+    drop(tasks::spawn("connection", async move {
+        connection(shared, stream, peer).await;
+        drop(guard);
+    }));
+}
+
+/// A connection that waits to be accepted, if there is one.
+fn waiting(listener: &TcpListener) -> Option<std::io::Result<(TcpStream, SocketAddr)>> {
+    match listener.poll_accept(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(accepted) => Some(accepted),
+        Poll::Pending => None,
     }
 }
 
@@ -158,13 +173,16 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
         if seen.is_none() || phase != Phase::Running {
             let _: Poll<()> = changed.as_mut().poll(cx);
         }
-        if seen != Some(phase) {
+        // A request that has arrived is taken before the connection is told to end.
+        let polled = serving.as_mut().poll(cx);
+        if polled.is_pending() && seen != Some(phase) {
             seen = Some(phase);
             if phase != Phase::Running {
                 serving.as_mut().graceful_shutdown();
+                return serving.as_mut().poll(cx);
             }
         }
-        serving.as_mut().poll(cx)
+        polled
     })
     .await;
     if let Err(error) = result {

@@ -4,7 +4,7 @@ use std::task::{Context, Poll, ready};
 
 use backstop_openai::Api;
 use backstop_openai::sse::{self, EventBuffer};
-use backstop_openai::stream::{EventFault, StreamState, scan};
+use backstop_openai::stream::{EventFault, Expected, StreamState, scan};
 use bytes::Bytes;
 
 use crate::fault::Fault;
@@ -30,8 +30,8 @@ pub(crate) struct StreamReader {
 }
 
 impl StreamReader {
-    pub(crate) fn new(exchange: Exchange, api: Api) -> Self {
-        Self { exchange, api, buffer: EventBuffer::default(), state: StreamState::default() }
+    pub(crate) fn new(exchange: Exchange, api: Api, expected: Expected) -> Self {
+        Self { exchange, api, buffer: EventBuffer::default(), state: StreamState::new(expected) }
     }
 
     pub(crate) fn state(&self) -> &StreamState {
@@ -78,7 +78,7 @@ impl StreamReader {
     /// The body has ended, or the connection was lost.
     fn ended(&self, error: Option<WireError>) -> Step {
         if self.state.is_complete() {
-            return self.complete();
+            return Step::End(self.end_mark());
         }
         match error {
             Some(error) => Step::Fault(Bytes::new(), Fault::Lost(error)),
@@ -88,10 +88,10 @@ impl StreamReader {
         }
     }
 
-    /// The answer is complete, but the upstream does not say so: what clients wait for is added.
-    pub(crate) fn complete(&self) -> Step {
+    /// What clients wait for at the end of an answer, if it has not come yet.
+    pub(crate) fn end_mark(&self) -> Bytes {
         let marked = self.state.done || !matches!(self.api, Api::Chat | Api::Completions);
-        Step::End(if marked { Bytes::new() } else { Bytes::from_static(DONE) })
+        if marked { Bytes::new() } else { Bytes::from_static(DONE) }
     }
 
     /// The stream has been read to its end.

@@ -11,7 +11,7 @@ use backstop_core::table::{
 };
 use http::{HeaderMap, HeaderValue};
 
-use crate::endpoint::{Endpoint, Lease};
+use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::registry::Registry;
 
 /// Routes of one revision; replaced as a whole.
@@ -40,6 +40,16 @@ pub(crate) struct Version {
     pub(crate) targets: Vec<Target>,
     balance: BalancePolicy,
     turn: AtomicU64,
+}
+
+/// What a request asks of the balancer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wish {
+    pub(crate) kind: AnswerKind,
+    /// From [`Version::next_turn`].
+    pub(crate) turn: u64,
+    /// Hash of the client's session.
+    pub(crate) session: u64,
 }
 
 /// An endpoint in its place in a version.
@@ -156,33 +166,40 @@ impl Service {
 }
 
 impl Version {
-    /// Starts an attempt on the best endpoint that is not among `tried`.
+    /// One turn a request: were each attempt to take one, a bad endpoint could come first for every request.
+    pub(crate) fn next_turn(&self) -> u64 {
+        self.turn.fetch_add(1, Relaxed)
+    }
+
+    /// Starts an attempt on the best endpoint that is not among `without`.
     ///
     /// With no eligible endpoint left, those kept out only by passive evidence (breaker, ejection, back-pressure)
     /// or not checked yet are used rather than none; those that fail active checks never are.
-    pub(crate) fn lease(&self, tried: &[Arc<Endpoint>], session: Option<u64>, now: Instant) -> Option<Lease> {
-        let fresh = |target: &&Target| !tried.iter().any(|tried| Arc::ptr_eq(tried, &target.endpoint));
-        // One turn a request: were a retry to take one, a bad endpoint could come first for every request.
-        let turn = if tried.is_empty() { self.turn.fetch_add(1, Relaxed) } else { self.turn.load(Relaxed) };
+    pub(crate) fn lease(&self, without: &[Arc<Endpoint>], wish: Wish, now: Instant) -> Option<Lease> {
+        let open = |target: &&Target| !without.iter().any(|other| Arc::ptr_eq(other, &target.endpoint));
         // A breaker may let only one request through; whoever comes second chooses again.
         for _ in 0..=self.targets.len() {
-            let Some(chosen) = self.choose(fresh, |endpoint| endpoint.is_eligible(now), turn, session, now)
-            else {
+            let Some(chosen) = self.choose(open, |endpoint| endpoint.is_eligible(now), wish, now) else {
                 break;
             };
-            if let Some(lease) = chosen.lease(now) {
+            if let Some(lease) = chosen.lease(wish.kind, now) {
                 return Some(lease);
             }
         }
-        self.choose(fresh, Endpoint::may_serve, turn, session, now).map(Endpoint::lease_regardless)
+        self.choose(open, Endpoint::may_serve, wish, now).map(|endpoint| endpoint.lease_regardless(wish.kind))
+    }
+
+    /// Whether an endpoint other than `endpoint` could take a request now.
+    pub(crate) fn has_other_than(&self, endpoint: &Arc<Endpoint>, now: Instant) -> bool {
+        let others = self.targets.iter().filter(|target| !Arc::ptr_eq(&target.endpoint, endpoint));
+        others.into_iter().any(|target| target.endpoint.is_eligible(now))
     }
 
     fn choose(
         &self,
         fresh: impl Fn(&&Target) -> bool,
         admits: impl Fn(&Endpoint) -> bool,
-        turn: u64,
-        session: Option<u64>,
+        wish: Wish,
         now: Instant,
     ) -> Option<&Arc<Endpoint>> {
         let rng = &mut rand::rng();
@@ -195,7 +212,7 @@ impl Version {
             let Some((_, tier)) = tiers.last_mut() else { continue };
             tier.weight += target.weight;
             if admits(&target.endpoint) {
-                let candidate = target.endpoint.candidate(target.weight, now);
+                let candidate = target.endpoint.candidate(target.weight, wish.kind, now);
                 tier.healthy += target.weight * candidate.health;
                 open.push((target, candidate));
             }
@@ -210,7 +227,7 @@ impl Version {
         };
         open.retain(|(target, _)| target.priority == priority);
         let candidates: Vec<Candidate> = open.iter().map(|(_, candidate)| *candidate).collect();
-        let chosen = balance::pick(self.balance, &candidates, turn, session, rng)?;
+        let chosen = balance::pick(self.balance, &candidates, wish.turn, Some(wish.session), rng)?;
         Some(&open[chosen].0.endpoint)
     }
 }

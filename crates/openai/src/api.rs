@@ -26,6 +26,17 @@ impl Api {
         })
     }
 
+    /// The path without variations, so that an engine need not redirect; `None` for [`Self::Other`].
+    pub fn path(self) -> Option<&'static str> {
+        match self {
+            Self::Chat => Some("/v1/chat/completions"),
+            Self::Completions => Some("/v1/completions"),
+            Self::Embeddings => Some("/v1/embeddings"),
+            Self::Responses => Some("/v1/responses"),
+            Self::Other => None,
+        }
+    }
+
     /// The four whose body is a JSON object that must name a `model` and whose only method is POST.
     pub fn is_json_post(self) -> bool {
         self != Self::Other

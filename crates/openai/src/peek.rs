@@ -18,6 +18,10 @@ pub struct Peek<'a> {
     pub stream: bool,
     /// The end user the client names; one of the units of session affinity.
     pub user: Option<Cow<'a, str>>,
+    /// How many choices a complete answer has: `n`, for each prompt.
+    pub choices: u32,
+    /// A complete stream has a usage chunk (`stream_options.include_usage`).
+    pub include_usage: bool,
 }
 
 /// Why a body can't be routed. The message is fit for the client.
@@ -54,6 +58,12 @@ struct Fields<'a> {
     stream: Option<&'a RawValue>,
     #[serde(borrow)]
     user: Option<&'a RawValue>,
+    #[serde(borrow)]
+    n: Option<&'a RawValue>,
+    #[serde(borrow)]
+    prompt: Option<&'a RawValue>,
+    #[serde(borrow)]
+    stream_options: Option<&'a RawValue>,
 }
 
 /// Reads the fields that routing needs. A field given twice is an error, since gateway and engine could read
@@ -78,9 +88,34 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
         Some("true") => true,
         Some(_) => return Err(PeekError::WrongType { field: "stream", expected: "true or false" }),
     };
-    // Engines differ in what they take for `user`; it is theirs to judge.
+    // Engines differ in what they take for these; whether they are right is theirs to judge.
     let user = present(fields.user).and_then(string);
-    Ok(Peek { model, model_span: start..start + raw_model.len(), stream, user })
+    let n: u32 = present(fields.n).and_then(|n| n.parse().ok()).unwrap_or(1);
+    let include_usage = present(fields.stream_options)
+        .and_then(|options| serde_json::from_str::<StreamOptions>(options).ok())
+        .is_some_and(|options| options.include_usage);
+    Ok(Peek {
+        model,
+        model_span: start..start + raw_model.len(),
+        stream,
+        user,
+        choices: n.max(1).saturating_mul(prompts(present(fields.prompt))),
+        include_usage,
+    })
+}
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+}
+
+/// A prompt is a text or a list of tokens; several are a list of those.
+fn prompts(prompt: Option<&str>) -> u32 {
+    let list = prompt.filter(|prompt| prompt.starts_with('['));
+    let list = list.and_then(|list| serde_json::from_str::<Vec<&RawValue>>(list).ok()).unwrap_or_default();
+    let several = list.first().is_some_and(|first| first.get().starts_with(['"', '[']));
+    if several { u32::try_from(list.len()).unwrap_or(u32::MAX) } else { 1 }
 }
 
 fn present(value: Option<&RawValue>) -> Option<&str> {
@@ -132,6 +167,22 @@ mod tests {
         let body = Bytes::from_static(br#"{"model":"m"}"#);
         let span = peek(&body).expect("valid").model_span;
         assert_eq!(with_model(&body, &span, "m").as_ptr(), body.as_ptr());
+    }
+
+    #[test]
+    fn what_makes_an_answer_complete() {
+        let check = |fields: &str, choices: u32, include_usage: bool| {
+            let body = format!(r#"{{"model":"m"{fields}}}"#);
+            let peek = peek(body.as_bytes()).expect("valid");
+            assert_eq!((peek.choices, peek.include_usage), (choices, include_usage), "{fields}");
+        };
+        check("", 1, false);
+        check(r#","n":3,"stream_options":{"include_usage":true}"#, 3, true);
+        check(r#","n":null,"stream_options":null,"prompt":"[a]""#, 1, false);
+        check(r#","n":2,"prompt":["a","b"]"#, 4, false);
+        check(r#","prompt":[1,2,3],"stream_options":{}"#, 1, false);
+        check(r#","prompt":[[1,2],[3]],"n":"many" "#, 2, false);
+        check(r#","prompt":[],"n":0"#, 1, false);
     }
 
     #[test]

@@ -33,29 +33,60 @@ impl Transcript {
     }
 }
 
+/// What a complete answer must have, by its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// Choices with a `finish_reason`, ≥ 1.
+    pub choices: u32,
+    /// A usage chunk.
+    pub usage: bool,
+}
+
 /// What is known of a stream after the events so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct StreamState {
     /// Content, a tool call or reasoning has been seen.
     pub meaningful: bool,
-    /// `[DONE]`, or the terminal event of the responses API.
+    /// `[DONE]`, or the terminal event of the responses API: nothing may follow.
     pub done: bool,
+    /// The terminal event said that the engine failed.
+    pub failed: bool,
     /// A tool call has begun: the stream can't be continued elsewhere.
     pub tool_call: bool,
-    /// The usage of the whole request has been seen.
-    pub usage: bool,
-    /// Events with data so far; how a watcher sees progress.
+    /// Events with data so far; how a watcher sees progress. Comments are none.
     pub events: u64,
     pub transcript: Transcript,
+    expected: Expected,
+    usage: bool,
     /// One bit per choice that finished (indices above 127 share the last bit), and the highest index plus one.
     finished: u128,
     choices: u32,
 }
 
 impl StreamState {
-    /// Every choice has its `finish_reason`, or the end was said outright.
+    pub fn new(expected: Expected) -> Self {
+        Self {
+            meaningful: false,
+            done: false,
+            failed: false,
+            tool_call: false,
+            events: 0,
+            transcript: Transcript::default(),
+            expected,
+            usage: false,
+            finished: 0,
+            choices: 0,
+        }
+    }
+
+    /// The end was said, or everything that the request asked for has come.
     pub fn is_complete(&self) -> bool {
-        self.done || (self.choices > 0 && self.finished.count_ones() >= self.choices.min(128))
+        let has_usage = self.usage || !self.expected.usage;
+        self.done || (self.all_finished(self.expected.choices) && has_usage)
+    }
+
+    fn all_finished(&self, at_least: u32) -> bool {
+        self.finished.count_ones() >= self.choices.max(at_least).clamp(1, 128)
     }
 
     /// Something has come that a client is waiting for: the answer may be committed to.
@@ -73,6 +104,9 @@ pub enum EventFault {
     /// An error inside the stream.
     #[error("the upstream reported an error in the stream: {0}")]
     InBand(String),
+    /// `[DONE]` before every choice had finished.
+    #[error("the upstream ended the stream before the answer was complete")]
+    Unfinished,
 }
 
 /// Takes the data of one event into `state`.
@@ -89,6 +123,10 @@ pub fn scan(api: Api, data: &[u8], state: &mut StreamState) -> Result<(), EventF
         return Ok(());
     }
     if text == "[DONE]" {
+        // An engine may give fewer choices than were asked for, but those it began must be whole.
+        if api != Api::Responses && !state.all_finished(1) {
+            return Err(EventFault::Unfinished);
+        }
         state.done = true;
         return Ok(());
     }
@@ -164,7 +202,11 @@ impl<'de> Visitor<'de> for EventType<'_> {
 
     fn visit_str<E>(self, name: &str) -> Result<(), E> {
         match name {
-            "response.completed" | "response.incomplete" | "response.failed" => self.state.done = true,
+            "response.completed" | "response.incomplete" => self.state.done = true,
+            "response.failed" if !self.state.meaningful => {
+                *self.error = Some("the response failed".to_owned())
+            }
+            "response.failed" => (self.state.done, self.state.failed) = (true, true),
             "error" => *self.error = Some("an `error` event".to_owned()),
             _ => self.state.meaningful |= name.ends_with(".delta"),
         }
@@ -238,13 +280,40 @@ impl<'de> Visitor<'de> for Choice<'_> {
                 Key::Index => self.index = map.next_value()?,
                 Key::Delta => map.next_value_seed(Delta { state: self.state, index: self.index })?,
                 Key::Text => map.next_value_seed(Text { state: self.state, keep: self.index == 0 })?,
-                Key::FinishReason => self.finished = map.next_value::<Option<IgnoredAny>>()?.is_some(),
+                Key::FinishReason => self.finished = map.next_value_seed(NonEmpty)?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         self.state.choices = self.state.choices.max(self.index.saturating_add(1));
         self.state.finished |= u128::from(self.finished) << self.index.min(127);
         Ok(())
+    }
+}
+
+/// Whether a value is a string with something in it: some engines write an empty `finish_reason` for none.
+struct NonEmpty;
+
+impl<'de> DeserializeSeed<'de> for NonEmpty {
+    type Value = bool;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Visitor<'_> for NonEmpty {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or null")
+    }
+
+    fn visit_unit<E>(self) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<bool, E> {
+        Ok(!text.is_empty())
     }
 }
 
@@ -387,8 +456,14 @@ impl Visitor<'_> for KeySeed {
 mod tests {
     use super::*;
 
+    const ONE: Expected = Expected { choices: 1, usage: false };
+
     fn run(api: Api, events: &[&str]) -> (StreamState, Result<(), EventFault>) {
-        let mut state = StreamState::default();
+        run_expecting(ONE, api, events)
+    }
+
+    fn run_expecting(expected: Expected, api: Api, events: &[&str]) -> (StreamState, Result<(), EventFault>) {
+        let mut state = StreamState::new(expected);
         let result = events.iter().try_for_each(|event| scan(api, event.as_bytes(), &mut state));
         (state, result)
     }
@@ -412,7 +487,7 @@ mod tests {
                 "[DONE]",
             ],
         );
-        assert!(result.is_ok() && state.meaningful && state.done && state.usage && !state.tool_call);
+        assert!(result.is_ok() && state.meaningful && state.done && !state.tool_call);
         assert_eq!(state.transcript.text(), Some("a\néé"));
     }
 
@@ -420,8 +495,33 @@ mod tests {
     fn every_choice_must_finish() {
         let two = r#"{"choices":[{"index":0,"delta":{"content":"a"}},{"index":1,"delta":{"content":"b"}}]}"#;
         let one_done = r#"{"choices":[{"index":1,"delta":{},"finish_reason":"stop"}]}"#;
+        let other_done = one_done.replace(":1", ":0");
         assert!(!run(Api::Chat, &[two, one_done]).0.is_complete());
-        assert!(run(Api::Chat, &[two, one_done, &one_done.replace(":1", ":0")]).0.is_complete());
+        assert!(run(Api::Chat, &[two, one_done, &other_done]).0.is_complete());
+        assert_eq!(run(Api::Chat, &[two, one_done, "[DONE]"]).1, Err(EventFault::Unfinished));
+        assert_eq!(run(Api::Chat, &["[DONE]"]).1, Err(EventFault::Unfinished));
+        // One of two has not even begun; but an engine that says it is done has the last word.
+        let expected = Expected { choices: 2, usage: false };
+        assert!(!run_expecting(expected, Api::Chat, &[&other_done]).0.is_complete());
+        assert!(run_expecting(expected, Api::Chat, &[&other_done, "[DONE]"]).0.is_complete());
+    }
+
+    #[test]
+    fn an_empty_finish_reason_is_none() {
+        let chunk = |finish: &str| {
+            format!(r#"{{"choices":[{{"index":0,"delta":{{"content":"a"}},"finish_reason":"{finish}"}}]}}"#)
+        };
+        assert!(!run(Api::Chat, &[&chunk("")]).0.is_complete());
+        assert!(run(Api::Chat, &[&chunk(""), &chunk("stop")]).0.is_complete());
+    }
+
+    #[test]
+    fn usage_that_was_asked_for_is_waited_for() {
+        let expected = Expected { choices: 1, usage: true };
+        let end = r#"{"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}],"usage":null}"#;
+        assert!(!run_expecting(expected, Api::Chat, &[end]).0.is_complete());
+        let usage = r#"{"choices":[],"usage":{"total_tokens":3}}"#;
+        assert!(run_expecting(expected, Api::Chat, &[end, usage]).0.is_complete());
     }
 
     #[test]
@@ -457,7 +557,8 @@ mod tests {
         check(r#"{"choices":[]} x"#, "malformed");
         check(r#"{"error":{"message":"out of memory","code":500}}"#, "out of memory");
         check(r#"{"error":"boom"}"#, "boom");
-        assert!(run(Api::Chat, &["[DONE]", "{}"]).1.is_err());
+        let end = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+        assert!(run(Api::Chat, &[end, "[DONE]", "{}"]).1.is_err());
     }
 
     #[test]
@@ -473,6 +574,11 @@ mod tests {
     #[test]
     fn responses_and_unknown_apis_end_in_their_own_way() {
         assert!(run(Api::Responses, &[r#"{"type":"response.completed"}"#]).0.is_complete());
+        let failed = r#"{"type":"response.failed"}"#;
+        assert!(run(Api::Responses, &[failed]).1.is_err(), "nothing is lost by another attempt");
+        let (state, result) =
+            run(Api::Responses, &[r#"{"type":"response.output_text.delta","delta":"x"}"#, failed]);
+        assert!(result.is_ok() && state.is_complete() && state.failed);
         let (state, result) = run(Api::Other, &["anything"]);
         assert!(result.is_ok() && state.is_committable() && !state.is_complete());
     }

@@ -139,7 +139,7 @@ async fn tell(args: &Args) -> anyhow::Result<ExitCode> {
         seconds: started.elapsed().as_secs_f64(),
     };
     backstop.stop().await;
-    let good = recovered && counts.failed == 0 && counts.truncated == 0;
+    let good = recovered && counts.answered > 0 && counts.failed == 0 && counts.truncated == 0;
     if args.headless {
         println!("{}", serde_json::to_string(&summary)?);
     } else {
