@@ -19,7 +19,7 @@ use crate::units::{Listen, Loopback, Name, Percent, Secret, Span, Store};
 pub(crate) struct Document {
     /// Where clients connect. Port 0 takes any free port.
     pub(crate) listen: Listen,
-    /// The control side: API, dashboard and metrics.
+    /// The control API; read-only in this release.
     #[serde(default)]
     pub(crate) admin: Admin,
     /// Where lasting state is kept: `sqlite:PATH` or `memory:` (write it in quotes, because of the colon at
@@ -247,7 +247,8 @@ pub(crate) struct Breaker {
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "outlier", transform = ordered::<Self>)]
 pub(crate) struct Outlier {
-    /// How often success rates are compared.
+    /// How often success rates are compared. An interval in which an endpoint, or all its siblings together, ended
+    /// fewer than 20 attempts decides nothing: with slow models make it longer.
     #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
     pub(crate) interval: Span,
     /// How long the first ejection lasts; each further one lasts longer, up to ten times.
@@ -315,11 +316,11 @@ pub(crate) struct Check {
     #[serde(default)]
     #[schemars(length(min = 1, max = 256), extend("x-default" = "only the status is checked"))]
     pub(crate) json: Option<String>,
-    /// A number above this fails the check. Needs `json`.
+    /// A number above this makes the endpoint `degraded`: it keeps half its share. Needs `json`.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) max: Option<f64>,
-    /// Any other text than this fails the check. Needs `json`.
+    /// Any other text than this makes the endpoint `unhealthy`. Needs `json`.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) equals: Option<String>,
