@@ -28,7 +28,7 @@ use crate::writer::Writer;
 const FAULT_HEADER: &str = "x-sim-fault";
 
 /// The endpoints of the model.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Endpoint {
     Chat,
     Text,
@@ -109,7 +109,7 @@ async fn serve(
             return Err(Problem::new(StatusCode::NOT_FOUND, message).into());
         }
     };
-    let faults = faults_of(&engine, &head.headers)?;
+    let faults = faults_of(&engine, &head.headers, endpoint)?;
     let in_flight = InFlight::new(&engine);
     let chance = engine.chance(number);
     let writer = Writer { engine, ending, faults, in_flight, chance };
@@ -130,14 +130,18 @@ async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, Failure> {
     }
 }
 
-fn faults_of(engine: &Engine, headers: &http::HeaderMap) -> Result<Vec<Fault>, Problem> {
+fn faults_of(engine: &Engine, headers: &http::HeaderMap, endpoint: Endpoint) -> Result<Vec<Fault>, Problem> {
     let mut faults = Vec::new();
     for value in headers.get_all(FAULT_HEADER) {
         let text = String::from_utf8_lossy(value.as_bytes());
         let parsed = parse_header(&text, &engine.config.name);
         faults.extend(parsed.map_err(|error| Problem::invalid(format!("`{FAULT_HEADER}`: {error}")))?);
     }
+    if endpoint == Endpoint::Chat {
+        faults.extend(engine.faults.take(Scope::Chat));
+    }
     faults.extend(engine.faults.take(Scope::Request));
+    faults.extend(engine.faults.take(Scope::Manner));
     if !faults.is_empty() {
         count(&engine.counters.faulted, 1);
     }
@@ -152,6 +156,19 @@ async fn before_answer(writer: Writer, fault: Fault) -> Result<Response<SimBody>
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let message = message.unwrap_or_else(|| format!("simulated status {}", status.as_u16()));
             Err(Problem::new(status, message).retry_after(retry_after).into())
+        }
+        Fault::NoChat => {
+            writer.in_flight.end();
+            Err(Problem::invalid("The model does not support chat").into())
+        }
+        Fault::Redirect { location } => {
+            writer.in_flight.end();
+            let mut response =
+                Problem::new(StatusCode::TEMPORARY_REDIRECT, "simulated redirect").into_response();
+            if let Ok(location) = header::HeaderValue::try_from(location) {
+                response.headers_mut().insert(header::LOCATION, location);
+            }
+            Ok(response)
         }
         Fault::Hangup { how } => {
             if how == Cut::Rst {
@@ -182,7 +199,7 @@ async fn answer(
         style.bytes_per_write = Some(bytes);
     }
     let whole = match work {
-        Work::Text(job) if job.stream => {
+        Work::Text(job) if writer.streams(job.stream) => {
             let mut response = Response::new(SimBody::written(style, |out| writer.stream(job, ticket, out)));
             let event_stream = header::HeaderValue::from_static("text/event-stream; charset=utf-8");
             response.headers_mut().insert(header::CONTENT_TYPE, event_stream);

@@ -58,6 +58,33 @@ pub enum Fault {
     NoDone,
     /// `[DONE]`, but no finish reason before it.
     NoFinish,
+    /// Everything up to the finish reason, but neither usage nor `[DONE]` after it.
+    CutAfterFinish {
+        #[serde(default)]
+        how: Cut,
+    },
+    /// The responses API's `response.failed`, which ends the stream; an error event from other APIs.
+    Failed { after: u64 },
+    /// Answer a streamed request with JSON in one piece.
+    PlainForStream,
+    /// Answer a plain request with a stream.
+    StreamForPlain,
+    /// Answer 307 with this `Location`.
+    Redirect {
+        #[serde(default = "elsewhere")]
+        location: String,
+    },
+    /// Chat is answered 400, as by an engine that only embeds.
+    NoChat,
+    /// A comment this often while a stream has nothing else to send: stalled, frozen or slow.
+    Ping {
+        #[serde(serialize_with = "write_delay", deserialize_with = "read_delay")]
+        every: Duration,
+    },
+    /// Chunks before the last carry `"finish_reason":""` instead of null.
+    EmptyFinish,
+    /// Of several choices each is streamed to its finish before the next begins.
+    OneByOne,
     /// Write the whole stream in pieces of so many bytes, across events and characters.
     Dribble { bytes: usize },
     /// All decoding stands still while this is set, whatever `times` says; health passes and counters stop.
@@ -83,6 +110,9 @@ pub enum Cut {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     Request,
+    /// How a stream is written; comes on top of what else hits the request.
+    Manner,
+    Chat,
     Health,
     Engine,
 }
@@ -98,6 +128,10 @@ const MAIN_FIELD: &[(&str, &str)] = &[
     ("garbage", "after"),
     ("error_event", "after"),
     ("dribble", "bytes"),
+    ("cut_after_finish", "how"),
+    ("failed", "after"),
+    ("redirect", "location"),
+    ("ping", "every"),
     ("health", "status"),
 ];
 
@@ -106,6 +140,8 @@ impl Fault {
         match self {
             Self::Freeze => Scope::Engine,
             Self::Health { .. } => Scope::Health,
+            Self::NoChat => Scope::Chat,
+            Self::Ping { .. } | Self::EmptyFinish | Self::OneByOne => Scope::Manner,
             _ => Scope::Request,
         }
     }
@@ -117,6 +153,7 @@ impl Fault {
             | Self::Stall { after }
             | Self::InvalidEvent { after }
             | Self::Garbage { after }
+            | Self::Failed { after }
             | Self::ErrorEvent { after } => Some(*after),
             _ => None,
         }
@@ -124,12 +161,22 @@ impl Fault {
 
     /// Whether the fault stands in place of an answer.
     pub(crate) fn comes_first(&self) -> bool {
-        matches!(self, Self::Status { .. } | Self::NoAnswer | Self::Hangup { .. })
+        matches!(
+            self,
+            Self::Status { .. } | Self::NoAnswer | Self::Hangup { .. } | Self::Redirect { .. } | Self::NoChat
+        )
     }
 
     pub(crate) fn dribble(&self) -> Option<usize> {
         match self {
             Self::Dribble { bytes } => Some(*bytes),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn ping(&self) -> Option<Duration> {
+        match self {
+            Self::Ping { every } => Some(*every),
             _ => None,
         }
     }
@@ -153,6 +200,8 @@ pub enum FaultError {
     Probability(f64),
     #[error("`bytes` must be at least 1")]
     NoBytes,
+    #[error("`every` must be longer than nothing")]
+    NoPause,
 }
 
 /// A fault and how often it happens.
@@ -202,6 +251,7 @@ impl Rule {
                 Err(FaultError::Status(status))
             }
             Fault::Dribble { bytes: 0 } => Err(FaultError::NoBytes),
+            Fault::Ping { every: Duration::ZERO } => Err(FaultError::NoPause),
             fault => Ok(Self { fault, times: often.times, probability: often.probability }),
         }
     }
@@ -209,6 +259,10 @@ impl Rule {
 
 fn always() -> f64 {
     1.0
+}
+
+fn elsewhere() -> String {
+    "http://127.0.0.1:9/elsewhere".to_owned()
 }
 
 /// Faults written in a request's `x-sim-fault` header: `cut=3;how=rst;mid_event, slow_first_token=2s`.
@@ -241,6 +295,7 @@ pub(crate) fn parse_header(text: &str, name: &str) -> Result<Vec<Fault>, FaultEr
 /// The rules in force, shared between the library's caller, the admin calls and the requests.
 ///
 /// At most one rule hits a request: the first that applies. So rules with `times` queue up, one after another.
+/// `ping`, `empty_finish` and `one_by_one` come on top: the first of these hits it as well.
 #[derive(Debug)]
 pub struct Faults {
     state: Mutex<State>,
@@ -354,9 +409,27 @@ mod tests {
             ]
         );
         assert_eq!(read("stall=2;only=a, status=500;only=b"), [Fault::Stall { after: 2 }]);
-        for wrong in
-            ["cut", "cut=x", "status=20", "nothing", "cut=1;how=odd", "cut=1;colour=red", "dribble=0"]
-        {
+        assert_eq!(
+            read("ping=50ms, cut_after_finish=rst, redirect=/there, redirect"),
+            [
+                Fault::Ping { every: Duration::from_millis(50) },
+                Fault::CutAfterFinish { how: Cut::Rst },
+                Fault::Redirect { location: "/there".to_owned() },
+                Fault::Redirect { location: elsewhere() },
+            ]
+        );
+        let wrong = [
+            "cut",
+            "cut=x",
+            "status=20",
+            "nothing",
+            "cut=1;how=odd",
+            "cut=1;colour=red",
+            "dribble=0",
+            "ping=0",
+            "ping=fast",
+        ];
+        for wrong in wrong {
             assert!(parse_header(wrong, "a").is_err(), "{wrong}");
         }
     }
@@ -366,6 +439,10 @@ mod tests {
         let rule = Rule { probability: 0.5, ..Rule::times(Fault::Stall { after: 1 }, 2) };
         let json = serde_json::to_value(&rule).unwrap();
         assert_eq!(Rule::from_json(json).unwrap(), rule);
+        for fault in [Fault::Ping { every: Duration::from_millis(50) }, Fault::OneByOne, Fault::NoChat] {
+            let json = serde_json::to_value(Rule::from(fault.clone())).unwrap();
+            assert_eq!(Rule::from_json(json).unwrap(), fault.into());
+        }
         let wrong = serde_json::json!({"kind": "no_answer", "probability": 2});
         assert!(matches!(Rule::from_json(wrong), Err(FaultError::Probability(_))));
     }

@@ -1,5 +1,7 @@
 //! Answers of `/v1/chat/completions` and `/v1/completions` as they go over the wire.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -31,14 +33,20 @@ pub(crate) struct Choice {
 
 /// The shape of an endpoint's answers, streamed and plain.
 pub(crate) trait Wire: Send {
-    /// What precedes the first token.
-    fn open(&mut self, choices: usize) -> Vec<Bytes>;
+    /// What precedes the first token of these choices.
+    fn open(&mut self, choices: Range<usize>) -> Vec<Bytes>;
     fn content(&mut self, choice: usize, piece: &str) -> Bytes;
     fn finish(&mut self, choice: usize, finish: Finish) -> Vec<Bytes>;
     /// What follows the last choice, apart from [`Wire::done`].
     fn close(&mut self, usage: Usage) -> Vec<Bytes>;
     fn done(&self) -> Option<Bytes>;
     fn plain(&self, choices: &[Choice], usage: Usage) -> Bytes;
+    /// An event that says that the answer failed, if there is one.
+    fn failed(&mut self) -> Option<Bytes> {
+        None
+    }
+    /// Chunks before the last carry an empty finish reason from now on.
+    fn empty_finish(&mut self) {}
 }
 
 /// Chat or text completion.
@@ -59,6 +67,8 @@ pub(crate) struct Completion {
     pub(crate) include_usage: bool,
     /// Content of the role chunk: `""` from vLLM, `null` from llama.cpp.
     pub(crate) role_content: Option<&'static str>,
+    /// The finish reason of chunks before the last, as JSON.
+    pub(crate) no_finish: &'static str,
 }
 
 impl Completion {
@@ -76,7 +86,7 @@ impl Completion {
     }
 
     fn chunk(&self, choice: usize, body: &str, finish: Option<Finish>) -> Bytes {
-        let finish = finish.map_or("null", |finish| match finish {
+        let finish = finish.map_or(self.no_finish, |finish| match finish {
             Finish::Stop => "\"stop\"",
             Finish::Length => "\"length\"",
         });
@@ -86,13 +96,13 @@ impl Completion {
 }
 
 impl Wire for Completion {
-    fn open(&mut self, choices: usize) -> Vec<Bytes> {
+    fn open(&mut self, choices: Range<usize>) -> Vec<Bytes> {
         if self.kind == Kind::Text {
             return Vec::new();
         }
         let content = self.role_content.map_or("null".to_owned(), quoted);
         let body = format!("\"delta\":{{\"role\":\"assistant\",\"content\":{content}}}");
-        (0..choices).map(|choice| self.chunk(choice, &body, None)).collect()
+        choices.map(|choice| self.chunk(choice, &body, None)).collect()
     }
 
     fn content(&mut self, choice: usize, piece: &str) -> Bytes {
@@ -116,6 +126,10 @@ impl Wire for Completion {
             return Vec::new();
         }
         vec![self.event("", &format!(",\"usage\":{}", usage.json()))]
+    }
+
+    fn empty_finish(&mut self) {
+        self.no_finish = "\"\"";
     }
 
     fn done(&self) -> Option<Bytes> {

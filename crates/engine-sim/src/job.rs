@@ -101,6 +101,7 @@ impl Job {
             created: unix_now(),
             include_usage: common.stream_options.unwrap_or_default().include_usage.unwrap_or(false),
             role_content: (config.dialect == Dialect::Vllm).then_some(""),
+            no_finish: "null",
         };
         Ok(Self { wire: Box::new(wire), answers, prompt_tokens, stream: common.stream.unwrap_or(false) })
     }

@@ -17,6 +17,15 @@
 //! | `invalid_event=3`, `garbage=3` | `{"kind":"garbage","after":3}` | spoils the stream, goes on |
 //! | `error_event=3` | `{"kind":"error_event","after":3}` | error event, then the end |
 //! | `no_done`, `no_finish` | `{"kind":"no_done"}` | leaves out the end marks |
+//! | `cut_after_finish=rst` | `{"kind":"cut_after_finish","how":"rst"}` | ends before usage and `[DONE]` (`fin`, `rst`, `end`) |
+//! | `failed=3` | `{"kind":"failed","after":3}` | `response.failed`, then the end |
+//! | `plain_for_stream` | `{"kind":"plain_for_stream"}` | JSON in one piece though a stream was asked for |
+//! | `stream_for_plain` | `{"kind":"stream_for_plain"}` | a stream though none was asked for |
+//! | `redirect=URL` | `{"kind":"redirect","location":"URL"}` | 307 |
+//! | `no_chat` | `{"kind":"no_chat"}` | chat gets 400, other APIs work |
+//! | `ping=50ms` | `{"kind":"ping","every":"50ms"}` | comments while the stream has nothing to send |
+//! | `empty_finish` | `{"kind":"empty_finish"}` | `"finish_reason":""` in every chunk before the last |
+//! | `one_by_one` | `{"kind":"one_by_one"}` | with `n` > 1, one choice after the other |
 //! | `dribble=5` | `{"kind":"dribble","bytes":5}` | writes of 5 bytes, across characters |
 //! | | `{"kind":"freeze"}` | all decoding stands still, health passes |
 //! | | `{"kind":"health","status":503}` | health checks fail |

@@ -1,5 +1,7 @@
 //! `/v1/responses`: one text message per answer, streamed as typed events.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -87,7 +89,7 @@ impl Responses {
 }
 
 impl Wire for Responses {
-    fn open(&mut self, _choices: usize) -> Vec<Bytes> {
+    fn open(&mut self, _choices: Range<usize>) -> Vec<Bytes> {
         let begun = self.object("in_progress", &[], None);
         let item = self.message("in_progress", &[]);
         vec![
@@ -129,6 +131,12 @@ impl Wire for Responses {
 
     fn done(&self) -> Option<Bytes> {
         None
+    }
+
+    fn failed(&mut self) -> Option<Bytes> {
+        let mut object = self.object("failed", &[], None);
+        object["error"] = json!({"code": "server_error", "message": "simulated failure"});
+        Some(self.event("response.failed", json!({"response": object})))
     }
 
     fn plain(&self, choices: &[Choice], usage: Usage) -> Bytes {

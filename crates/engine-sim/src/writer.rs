@@ -1,7 +1,9 @@
 //! Decodes a job and writes the answer, with whatever goes wrong on the way.
 
+use std::future::Future;
 use std::io;
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -34,42 +36,79 @@ pub(crate) struct Writer {
 /// Neither text nor JSON nor an event.
 const GARBAGE: &[u8] = b"\xff\xfe\x00\x01garbage\xc3\x28\n\n";
 
+const PING: &[u8] = b": ping\n\n";
+
 impl Writer {
     /// Streams the answer. An error closes the connection.
     pub(crate) async fn stream(mut self, job: Job, ticket: Ticket, mut out: Out) -> io::Result<()> {
         let Some(_slot) = ticket.slot().await else { return Ok(()) };
         let Job { mut wire, mut answers, prompt_tokens, .. } = job;
-        self.first_token(prompt_tokens).await;
-        for event in wire.open(answers.len()) {
-            out.send(event).await;
-            out.end_event().await;
+        if self.faults.contains(&Fault::EmptyFinish) {
+            wire.empty_finish();
         }
+        let ping = self.ping();
+        pinging(ping, &mut out, self.first_token(prompt_tokens)).await;
+        // Choices that are decoded together, and whether they are finished before the next ones begin.
+        let one_by_one = self.faults.contains(&Fault::OneByOne);
+        let group = if one_by_one { 1 } else { answers.len() };
+        let total = answers.len();
         let mut due = Instant::now();
         let mut chunks = 0;
-        let mut live = true;
-        while live {
-            live = false;
-            for (choice, answer) in answers.iter_mut().enumerate() {
-                let next = answer.clone().next().map(|piece| (choice, piece));
-                match self.strike(chunks, wire.as_mut(), next, &mut out).await {
-                    ControlFlow::Break(Ok(())) => return self.end(Ok(())),
-                    ControlFlow::Break(Err(error)) => return self.end(Err(error)),
-                    ControlFlow::Continue(()) => {}
-                }
-                let Some(piece) = answer.next() else { continue };
-                live = true;
-                self.thaw(&mut due).await;
-                count(&self.engine.counters.generation_tokens, 1);
-                out.send(wire.content(choice, piece)).await;
-                chunks += 1;
+        for (begin, answers) in (0..).step_by(group).zip(answers.chunks_mut(group)) {
+            // What is due between two choices happens before the second says anything.
+            let next = answers.first().and_then(|answer| answer.clone().next()).map(|piece| (begin, piece));
+            if begin > 0
+                && let ControlFlow::Break(result) = self.strike(chunks, wire.as_mut(), next, &mut out).await
+            {
+                return self.end(result);
             }
-            if live {
-                count(&self.engine.counters.decode_steps, 1);
-                self.between_tokens(&mut due, &mut out).await;
+            for event in wire.open(begin..begin + answers.len()) {
+                out.send(event).await;
+                out.end_event().await;
+            }
+            let is_last = begin + answers.len() == total;
+            let mut live = true;
+            while live {
+                live = false;
+                for (choice, answer) in (begin..).zip(answers.iter_mut()) {
+                    let next = answer.clone().next().map(|piece| (choice, piece));
+                    if next.is_some() || is_last {
+                        match self.strike(chunks, wire.as_mut(), next, &mut out).await {
+                            ControlFlow::Break(result) => return self.end(result),
+                            ControlFlow::Continue(()) => {}
+                        }
+                    }
+                    let Some(piece) = answer.next() else { continue };
+                    live = true;
+                    pinging(ping, &mut out, self.thaw(&mut due)).await;
+                    count(&self.engine.counters.generation_tokens, 1);
+                    out.send(wire.content(choice, piece)).await;
+                    chunks += 1;
+                }
+                if live {
+                    count(&self.engine.counters.decode_steps, 1);
+                    if !pinging(ping, &mut out, self.next_token(&mut due)).await {
+                        out.end_event().await;
+                    }
+                }
+            }
+            if !self.faults.contains(&Fault::NoFinish) {
+                for (choice, answer) in (begin..).zip(&*answers) {
+                    for event in wire.finish(choice, answer.finish()) {
+                        out.end_event().await;
+                        out.send(event).await;
+                    }
+                }
             }
         }
-        self.finish(wire.as_mut(), &answers, prompt_tokens, &mut out).await;
-        self.end(Ok(()))
+        let result = self.finish(wire.as_mut(), &answers, prompt_tokens, &mut out).await;
+        self.end(result)
+    }
+
+    /// Whether the answer is a stream.
+    pub(crate) fn streams(&self, asked: bool) -> bool {
+        let other = if asked { Fault::PlainForStream } else { Fault::StreamForPlain };
+        asked != self.faults.contains(&other)
     }
 
     /// Decodes the whole answer and returns it as JSON.
@@ -158,16 +197,15 @@ impl Writer {
                 }
                 Fault::Stall { .. } => {
                     out.flush().await;
-                    return std::future::pending().await;
+                    return pinging(self.ping(), out, std::future::pending()).await;
                 }
                 Fault::InvalidEvent { .. } => {
                     out.send(Bytes::from_static(b"data: {\"choices\":[{]}\n\n")).await
                 }
                 Fault::Garbage { .. } => out.send(Bytes::from_static(GARBAGE)).await,
-                Fault::ErrorEvent { .. } => {
-                    let problem =
-                        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "simulated error in the stream");
-                    out.send(Bytes::from(format!("data: {}\n\n", problem.json()))).await;
+                fault @ (Fault::ErrorEvent { .. } | Fault::Failed { .. }) => {
+                    let failed = matches!(fault, Fault::Failed { .. }).then(|| wire.failed()).flatten();
+                    out.send(failed.unwrap_or_else(error_event)).await;
                     return ControlFlow::Break(Ok(()));
                 }
                 _ => {}
@@ -177,11 +215,24 @@ impl Writer {
         ControlFlow::Continue(())
     }
 
-    async fn finish(&self, wire: &mut dyn Wire, answers: &[Answer], prompt_tokens: u64, out: &mut Out) {
+    /// What follows the last choice.
+    async fn finish(
+        &self,
+        wire: &mut dyn Wire,
+        answers: &[Answer],
+        prompt_tokens: u64,
+        out: &mut Out,
+    ) -> io::Result<()> {
+        let cut = self.faults.iter().find_map(|fault| match fault {
+            Fault::CutAfterFinish { how } => Some(*how),
+            _ => None,
+        });
+        if let Some(how) = cut {
+            out.flush().await;
+            return self.cut(how);
+        }
         let mut events = Vec::new();
         if !self.faults.contains(&Fault::NoFinish) {
-            let finish = |(choice, answer): (usize, &Answer)| wire.finish(choice, answer.finish());
-            events.extend(answers.iter().enumerate().flat_map(finish));
             events.extend(wire.close(usage(answers, prompt_tokens)));
         }
         if !self.faults.contains(&Fault::NoDone) {
@@ -192,6 +243,11 @@ impl Writer {
             out.end_event().await;
             out.send(event).await;
         }
+        Ok(())
+    }
+
+    fn ping(&self) -> Option<Duration> {
+        self.faults.iter().find_map(Fault::ping)
     }
 
     fn cut(&self, how: Cut) -> io::Result<()> {
@@ -219,12 +275,6 @@ impl Writer {
         count(&self.engine.counters.prompt_tokens, prompt_tokens);
     }
 
-    async fn between_tokens(&mut self, due: &mut Instant, out: &mut Out) {
-        if !self.next_token(due).await {
-            out.end_event().await;
-        }
-    }
-
     /// Waits until the next token is due; `false` if it is at once.
     async fn next_token(&mut self, due: &mut Instant) -> bool {
         let delay = self.engine.config.itl.sample(&mut self.chance);
@@ -249,6 +299,24 @@ impl Writer {
         let counter = if length { &counters.length } else { &counters.stopped };
         counter.fetch_add(1, Ordering::SeqCst);
     }
+}
+
+/// Waits, and sends a comment each time that `every` has passed.
+async fn pinging<T>(every: Option<Duration>, out: &mut Out, wait: impl Future<Output = T>) -> T {
+    let Some(every) = every else { return wait.await };
+    let mut wait = pin!(wait);
+    loop {
+        if let Ok(done) = tokio::time::timeout(every, wait.as_mut()).await {
+            return done;
+        }
+        out.send(Bytes::from_static(PING)).await;
+        out.flush().await;
+    }
+}
+
+fn error_event() -> Bytes {
+    let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "simulated error in the stream");
+    Bytes::from(format!("data: {}\n\n", problem.json()))
 }
 
 fn usage(answers: &[Answer], prompt: u64) -> Usage {

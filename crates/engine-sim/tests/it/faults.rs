@@ -1,8 +1,11 @@
 //! Every fault, seen from the client.
 
-use backstop_engine_sim::{Cut, Fault, Rule, expected_text};
+use std::time::Duration;
 
-use crate::client::{Conn, End, call, events, faulty_chat, hi};
+use backstop_engine_sim::{Cut, Dist, Fault, Rule, Sim, SimConfig, expected_text};
+use serde_json::{Value, json};
+
+use crate::client::{Conn, End, call, events, faulty_chat, hi, post};
 use crate::load::until;
 use crate::protocol::{HI, sim};
 
@@ -48,7 +51,7 @@ async fn plain_answers_are_cut_in_every_way() {
         let reply = faulty_chat(sim.addr(), &format!("cut=1;how={how}"), false).await;
         assert_eq!((reply.status, reply.end), (200, end));
         assert!(how == "rst" || !reply.body.is_empty());
-        assert!(serde_json::from_slice::<serde_json::Value>(&reply.body).is_err());
+        assert!(serde_json::from_slice::<Value>(&reply.body).is_err());
     }
 }
 
@@ -116,8 +119,7 @@ async fn streams_are_spoiled_in_every_way() {
 
     let reply = chat("invalid_event=2").await;
     assert_eq!((reply.content(), reply.is_done()), (whole.clone(), true));
-    let invalid =
-        reply.events().iter().filter(|it| serde_json::from_str::<serde_json::Value>(it).is_err()).count();
+    let invalid = reply.events().iter().filter(|it| serde_json::from_str::<Value>(it).is_err()).count();
     assert_eq!(invalid, 2, "the event itself and [DONE]");
 
     let reply = chat("garbage=2").await;
@@ -159,4 +161,136 @@ async fn faults_for_others_are_ignored() {
     let sim = sim().await;
     assert!(faulty_chat(sim.addr(), "cut=1;only=other", true).await.is_done());
     assert!(!faulty_chat(sim.addr(), "cut=1;only=sim", true).await.is_done());
+}
+
+const CHAT: &str = "/v1/chat/completions";
+
+#[tokio::test]
+async fn comments_are_sent_while_nothing_else_is() {
+    let pings = |text: &str| text.matches(": ping\n\n").count();
+    let sim = sim().await;
+    // A stall: the comments go on and on.
+    let mut conn = Conn::open(sim.addr()).await;
+    conn.send("POST", CHAT, "x-sim-fault: stall=2, ping=5ms\r\n", &hi(true)).await;
+    conn.head().await.unwrap();
+    let mut text = String::new();
+    while pings(&text) < 5 {
+        text.push_str(std::str::from_utf8(&conn.chunk().await.unwrap()).unwrap());
+    }
+    assert_eq!(events(&text).len(), 3);
+    drop(conn);
+    // Frozen from the start, by rules: the same, and then the answer.
+    sim.set_fault(Fault::Freeze);
+    sim.faults().add(Fault::Ping { every: Duration::from_millis(5) });
+    let mut conn = Conn::open(sim.addr()).await;
+    conn.send("POST", CHAT, "", &hi(true)).await;
+    conn.head().await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(conn.chunk().await.unwrap(), b": ping\n\n");
+    }
+    sim.clear_faults();
+    assert_eq!(conn.reply_end().await, End::Complete);
+    // Slow: between tokens, which come all the same.
+    let slow =
+        SimConfig { itl: Dist::Constant(Duration::from_millis(50)), tokens: 3, ..SimConfig::default() };
+    let sim = Sim::start(slow).await.unwrap();
+    let reply = faulty_chat(sim.addr(), "ping=5ms", true).await;
+    assert!(reply.is_done() && pings(&reply.text()) > 3, "{}", reply.text());
+    assert_eq!(reply.content(), expected_text(0, HI, 3));
+}
+
+#[tokio::test]
+async fn finish_reasons_may_be_empty() {
+    let sim = sim().await;
+    let reply = faulty_chat(sim.addr(), "empty_finish", true).await;
+    let reasons = |reply: &crate::client::Reply| -> Vec<Value> {
+        let json = reply.events().into_iter().filter_map(|event| serde_json::from_str::<Value>(&event).ok());
+        json.map(|it| it["choices"][0]["finish_reason"].clone()).collect()
+    };
+    let mut expected = vec![json!(""); 65];
+    expected.push(json!("stop"));
+    assert_eq!(reasons(&reply), expected);
+    assert_eq!((reply.content(), reply.is_done()), (expected_text(0, HI, 64), true));
+}
+
+/// `choice` and its finish reason, event by event.
+fn choices(reply: &crate::client::Reply) -> Vec<(u64, bool)> {
+    let json = reply.events().into_iter().filter_map(|event| serde_json::from_str::<Value>(&event).ok());
+    let choice = |it: Value| {
+        (it["choices"][0]["index"].as_u64().unwrap(), it["choices"][0]["finish_reason"] != Value::Null)
+    };
+    json.map(choice).collect()
+}
+
+#[tokio::test]
+async fn choices_may_come_one_by_one() {
+    let sim = sim().await;
+    let body = json!({
+        "stream": true, "n": 2, "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}],
+    })
+    .to_string();
+    let ask =
+        async |fault: &str| call(sim.addr(), "POST", CHAT, &format!("x-sim-fault: {fault}\r\n"), &body).await;
+    let of = |choice| (0..5).map(move |event| (choice, event == 4));
+    let reply = ask("one_by_one").await;
+    assert_eq!(choices(&reply), of(0).chain(of(1)).collect::<Vec<_>>());
+    assert!(reply.is_done());
+    // Role chunks and tokens take turns otherwise.
+    assert_eq!(choices(&ask("no_done").await)[..4], [(0, false), (1, false), (0, false), (1, false)]);
+    for (how, end) in [("fin", End::Fin), ("end", End::Complete)] {
+        let reply = ask(&format!("one_by_one, cut=3;how={how}")).await;
+        assert_eq!((reply.end, choices(&reply)), (end, of(0).collect()), "{how}");
+    }
+    let reply = ask("one_by_one, cut=6").await;
+    assert_eq!(choices(&reply), of(0).chain(of(1).take(4)).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn answers_of_the_wrong_kind() {
+    let sim = sim().await;
+    let whole = expected_text(0, HI, 64);
+    let reply = faulty_chat(sim.addr(), "plain_for_stream", true).await;
+    assert!(reply.status == 200 && reply.head.contains("content-type: application/json"));
+    assert_eq!(reply.json()["choices"][0]["message"]["content"], whole);
+    let reply = faulty_chat(sim.addr(), "stream_for_plain", false).await;
+    assert!(reply.status == 200 && reply.head.contains("content-type: text/event-stream"));
+    assert_eq!((reply.content(), reply.is_done()), (whole, true));
+    // Neither changes what is asked for the right way.
+    assert!(faulty_chat(sim.addr(), "plain_for_stream", false).await.json()["choices"].is_array());
+    assert!(faulty_chat(sim.addr(), "stream_for_plain", true).await.is_done());
+    let reply = faulty_chat(sim.addr(), "redirect=http://127.0.0.1:9/there", true).await;
+    assert!(
+        reply.status == 307 && reply.head.contains("location: http://127.0.0.1:9/there"),
+        "{}",
+        reply.head
+    );
+    sim.set_fault(Fault::NoChat);
+    for _ in 0..2 {
+        let reply = call(sim.addr(), "POST", CHAT, "", &hi(false)).await;
+        assert!(reply.status == 400 && reply.text().contains("does not support chat"));
+        assert_eq!(post(sim.addr(), "/v1/embeddings", &json!({"input": "hi"})).await.status, 200);
+    }
+    assert_eq!((sim.in_flight(), sim.cancelled()), (0, 0));
+}
+
+#[tokio::test]
+async fn streams_end_behind_the_finish_reason_and_by_failing() {
+    let sim = sim().await;
+    for (how, end) in [("fin", End::Fin), ("end", End::Complete)] {
+        let reply = faulty_chat(sim.addr(), &format!("cut_after_finish={how}"), true).await;
+        assert_eq!((reply.end, reply.content()), (end, expected_text(0, HI, 64)));
+        assert!(reply.has_finish() && !reply.is_done());
+    }
+    let input = json!({"stream": true, "input": "hi"}).to_string();
+    for (after, events) in [(0, 5), (2, 7)] {
+        let fault = format!("x-sim-fault: failed={after}\r\n");
+        let reply = call(sim.addr(), "POST", "/v1/responses", &fault, &input).await;
+        assert_eq!((reply.end, reply.events().len()), (End::Complete, events));
+        let last: Value = serde_json::from_str(reply.events().last().unwrap()).unwrap();
+        assert_eq!(
+            (&last["type"], &last["response"]["status"]),
+            (&json!("response.failed"), &json!("failed"))
+        );
+    }
+    assert!(faulty_chat(sim.addr(), "failed=0", true).await.events()[1].starts_with("{\"error\":"));
 }
