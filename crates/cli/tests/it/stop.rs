@@ -67,6 +67,63 @@ async fn what_does_not_end_in_time_is_told() {
     until("cancelled upstream", || sim.cancelled() == 2).await;
 }
 
+/// Whoever can't wait says so again.
+#[tokio::test]
+async fn a_second_signal_ends_the_drain() {
+    for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
+        let sim = sim(0, 64).await;
+        // Longer than any test waits.
+        let mut backstop = Backstop::serve(&config(&[&sim]), &["--drain", "10m"]).await;
+        backstop.ready().await;
+        sim.set_fault(Fault::Stall { after: 3 });
+        let mut streaming = Conn::open(backstop.addr).await;
+        streaming.send("POST", CHAT, "", &hi(true)).await;
+        let mut reply = streaming.head().await.unwrap();
+        reply.body = streaming.contents(3).await;
+        sim.set_fault(Fault::NoAnswer);
+        let mut waiting = Conn::open(backstop.addr).await;
+        waiting.send("POST", CHAT, "", &hi(false)).await;
+        until("both run", || sim.in_flight() == 2).await;
+        backstop.signal(first);
+        let refused = async { while TcpStream::connect(backstop.addr).await.is_ok() {} };
+        soon("draining", refused).await;
+        assert_eq!(sim.in_flight(), 2, "one signal leaves them time");
+        backstop.signal(second);
+        streaming.body(&mut reply).await;
+        assert_eq!((reply.end, reply.content()), (End::Complete, oracle(3)));
+        let last = events(&reply.body).unwrap().pop().unwrap();
+        assert_eq!(error_code(&serde_json::from_str(&last).unwrap()), "shutting_down");
+        let reply = waiting.reply().await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (503, "shutting_down"));
+        assert_eq!(backstop.exit().await.code(), Some(0));
+        until("cancelled upstream", || sim.cancelled() == 2).await;
+    }
+}
+
+/// The kernel has taken their connections, so they can't be refused any more.
+#[tokio::test]
+async fn whoever_waits_to_be_accepted_is_answered() {
+    let sim = sim(0, 64).await;
+    let mut backstop = Backstop::serve(&config(&[&sim]), &[]).await;
+    backstop.ready().await;
+    // Stopped in its tracks, so that none of them is accepted before the signal is there.
+    backstop.signal("STOP");
+    let mut waiting = Vec::new();
+    for i in 0..50 {
+        let mut conn = Conn::open(backstop.addr).await;
+        conn.send("POST", CHAT, "", &hi(i % 2 == 0)).await;
+        waiting.push(conn);
+    }
+    backstop.signal("TERM");
+    backstop.signal("CONT");
+    for (i, conn) in waiting.iter_mut().enumerate() {
+        let reply = conn.reply().await;
+        assert_eq!((reply.status, reply.end), (200, End::Complete), "{i}");
+        assert_eq!(reply.content(), oracle(64), "{i}");
+    }
+    assert_eq!(backstop.exit().await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn readiness_follows_the_engines() {
     let sim = sim(0, 64).await;

@@ -4,8 +4,8 @@ use backstop_core::table::{RuleSpec, ServiceSpec, VersionSpec};
 use backstop_engine_sim::{Sim, SimConfig, expected_completion};
 use serde_json::{Value, json};
 
-use crate::client::{CHAT, End, call, chat, hi};
-use crate::world::{TOKENS, World, endpoint, oracle, service};
+use crate::client::{CHAT, Conn, End, call, chat, hi};
+use crate::world::{TOKENS, World, endpoint, oracle, service, with_raw};
 
 #[tokio::test]
 async fn every_api_passes() {
@@ -78,7 +78,7 @@ async fn bodies_pass_untouched() {
             BODY.len() - 40,
             &BODY[40..]
         );
-        let mut conn = crate::client::Conn::open(world.addr).await;
+        let mut conn = Conn::open(world.addr).await;
         conn.write(chunked.as_bytes()).await;
         conn.reply().await;
         let sent = world.sims[0].request_log().into_iter().rfind(|it| it.method == "POST").unwrap();
@@ -213,4 +213,80 @@ async fn other_paths_pass_by_model_or_header() {
         assert_eq!((sent.method.as_str(), sent.path.as_str(), &sent.body[..]), (method, path, body));
     }
     assert_eq!(world.requests(), [0, 0, 4]);
+}
+
+/// What they mean is not known, so whatever comes is passed on whole: in one piece or as a stream, asked for or not.
+#[tokio::test]
+async fn answers_of_other_paths_pass_whole() {
+    let named = "x-backstop-service: chat\r\n";
+    let json = "content-type: application/json\r\n";
+    let by_model: [&[u8]; 2] = [br#"{"model":"chat","x":1}"#, br#"{"model":"chat","stream":true}"#];
+    let answers = [
+        (json, r#"{"results":[{"index":0}]}"#),
+        ("content-type: audio/mpeg\r\n", "\u{1}sound"),
+        ("", ""),
+        ("content-type: text/event-stream\r\n", "event: a\ndata: {\"delta\":1}\n\ndata: plain text\n\n"),
+        ("content-type: text/event-stream\r\n", "data: {}\n\ndata: [DONE]\n\n"),
+    ];
+    for (headers, body) in answers {
+        let raw = with_raw(0, "200 OK", headers, body, |_| {}).await;
+        let mut cases: Vec<(&str, &str, String, &[u8])> = vec![
+            ("GET", "/v1/files/f-1", named.to_owned(), b""),
+            ("POST", "/v1/audio/transcriptions", format!("content-type: text/plain\r\n{named}"), b"form"),
+        ];
+        cases.extend(by_model.map(|body| ("POST", "/v1/rerank", json.to_owned(), body)));
+        cases.extend(by_model.map(|body| ("POST", "/v1/rerank", format!("{json}{named}"), body)));
+        let count = cases.len();
+        for (method, path, sent, request) in cases {
+            let context = format!("{method} {path} {sent:?} → {headers:?} {body:?}");
+            let reply = call(raw.world.addr, method, path, &sent, request).await;
+            assert_eq!((reply.status, reply.end), (200, End::Complete), "{context}: {}", reply.text());
+            assert_eq!(reply.text(), body, "{context}");
+            let content_type = headers.trim_end().strip_prefix("content-type: ");
+            assert_eq!(reply.header("content-type"), content_type, "{context}");
+        }
+        assert_eq!(raw.asked(), count);
+    }
+}
+
+/// An engine would redirect to the path without it.
+#[tokio::test]
+async fn a_slash_at_the_end_is_dropped() {
+    let world = World::start(1, |_| {}).await;
+    let cases = [
+        ("/v1/chat/completions/", CHAT),
+        ("/v1/chat/completions/?x=1", "/v1/chat/completions?x=1"),
+        (CHAT, CHAT),
+    ];
+    for stream in [true, false] {
+        for (asked, expected) in cases {
+            let reply = call(world.addr, "POST", asked, "", &hi(stream)).await;
+            assert_eq!((reply.status, reply.content()), (200, oracle(TOKENS)), "{asked}");
+            assert_eq!(world.sims[0].request_log().pop().unwrap().path, expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn checks_may_ask_for_the_head_alone() {
+    let world = World::start(1, |service| {
+        service.health.interval = crate::world::ms(30);
+        service.health.down = 1;
+    })
+    .await;
+    let head = async |path| {
+        let mut conn = Conn::open(world.addr).await;
+        conn.send("HEAD", path, "", b"").await;
+        let reply = conn.head().await.unwrap();
+        // Nothing follows, and the connection is good for more.
+        assert_eq!(conn.rest_or_idle().await, (Vec::new(), None), "{path}");
+        conn.send("POST", CHAT, "", &hi(false)).await;
+        (reply.status, conn.reply().await.status)
+    };
+    for path in ["/health", "/healthz", "/ready", "/readyz"] {
+        assert_eq!(head(path).await, (200, 200), "{path}");
+    }
+    world.sims[0].kill().await;
+    world.until_state(0, backstop_core::health::State::Unhealthy).await;
+    assert_eq!((head("/health").await, head("/ready").await), ((200, 503), (503, 503)));
 }

@@ -277,6 +277,8 @@ pub(crate) fn events(body: &[u8]) -> Option<Vec<String>> {
     if blocks.pop() != Some("") {
         return None;
     }
+    // A comment says nothing.
+    blocks.retain(|block| !block.starts_with(": "));
     // Named events of the responses API come with an `event:` line.
     let data = |block: &str| block.lines().find_map(|line| line.strip_prefix("data: ")).map(str::to_owned);
     blocks.into_iter().map(data).collect()

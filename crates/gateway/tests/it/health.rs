@@ -234,6 +234,55 @@ async fn a_frozen_engine_is_found_by_timeouts_too() {
     world.until_state(0, State::Healthy).await;
 }
 
+/// A server that sends comments while its engine stands still.
+#[tokio::test]
+async fn comments_do_not_hide_a_frozen_engine() {
+    for engine in [Engine::Sim, Engine::OpenAi] {
+        let world = World::of(vec![slow(15, 64)], |service| {
+            watched(service);
+            service.health.stall = ms(250);
+            service.versions[0].endpoints[0].engine = engine;
+        })
+        .await;
+        world.sims[0].set_fault(Fault::Ping { every: ms(20) });
+        let mut conn = Conn::open(world.addr).await;
+        conn.send("POST", CHAT, "", &hi(true)).await;
+        let mut reply = conn.head().await.unwrap();
+        reply.body = conn.contents(3).await;
+        world.sims[0].faults().add(Fault::Freeze);
+        world.until_state(0, State::Unhealthy).await;
+        assert!(world.endpoint(0).reason.starts_with("progress: "), "{}", world.endpoint(0).reason);
+        world.sims[0].clear_faults();
+        world.until_state(0, State::Healthy).await;
+        conn.body(&mut reply).await;
+        assert_eq!((reply.content(), reply.is_done()), (oracle(64), true), "{engine:?}");
+    }
+}
+
+/// Its inference can't be asked by a chat; what else it answers must do.
+#[tokio::test]
+async fn a_frozen_engine_without_chat_comes_back() {
+    let world = World::start(1, |service| {
+        watched(service);
+        service.health.stall = ms(250);
+    })
+    .await;
+    let embed = async || {
+        let mut conn = Conn::open(world.addr).await;
+        conn.send("POST", "/v1/embeddings", "", br#"{"model":"chat","input":"hi"}"#).await;
+        conn
+    };
+    world.sims[0].set_fault(Fault::NoChat);
+    assert_eq!(embed().await.reply().await.status, 200);
+    world.sims[0].faults().add(Fault::Freeze);
+    let _waiting = embed().await;
+    world.until_state(0, State::Unhealthy).await;
+    assert!(world.endpoint(0).reason.starts_with("progress: "), "{}", world.endpoint(0).reason);
+    world.sims[0].set_fault(Fault::NoChat);
+    world.until_state(0, State::Healthy).await;
+    assert_eq!(embed().await.reply().await.status, 200);
+}
+
 #[tokio::test]
 async fn back_pressure_and_client_mistakes_never_open_the_breaker() {
     for code in [400, 404, 408, 422, 429, 503] {
@@ -318,6 +367,50 @@ async fn one_request_probes_a_half_open_breaker() {
     until("the breaker closes", || !world.endpoint(0).breaker_open).await;
     assert_eq!(chat(world.addr, true).await.content(), oracle(TOKENS));
     assert_eq!(world.requests()[0], 3);
+}
+
+/// A stream from before the opening says nothing about the engine now; only the probe does.
+#[tokio::test]
+async fn a_stream_from_before_the_opening_closes_no_breaker() {
+    let world = World::of(vec![slow(5, 64), SimConfig::default()], |service| {
+        service.breaker.failures = 1;
+        service.breaker.open = ms(100);
+        service.retry.attempts = 0;
+    })
+    .await;
+    let faults = world.sims[0].faults();
+    let mut old = Conn::open(world.addr).await;
+    old.send("POST", CHAT, "", &hi(true)).await;
+    let mut reply = old.head().await.unwrap();
+    reply.body = old.contents(2).await;
+    faults.add(Fault::Freeze);
+    faults.add(Rule::times(status(500), 1));
+    assert_eq!(chat(world.addr, true).await.status, 500);
+    assert!(world.endpoint(0).breaker_open);
+    // The probe reaches the engine, which leaves it without an answer.
+    faults.add(Rule::times(Fault::NoAnswer, 1));
+    let _probe = loop {
+        let mut conn = Conn::open(world.addr).await;
+        conn.send("POST", CHAT, "", &hi(true)).await;
+        let is_probe = tokio::select! {
+            () = until("the probe", || world.requests()[0] == 3) => true,
+            reply = conn.reply() => {
+                assert_eq!(reply.status, 200);
+                false
+            }
+        };
+        if is_probe {
+            break conn;
+        }
+    };
+    world.sims[0].clear_faults();
+    old.body(&mut reply).await;
+    assert_eq!((reply.content(), reply.is_done()), (oracle(64), true));
+    until("accounted for", || world.endpoint(0).in_flight == 1).await;
+    assert!(world.endpoint(0).breaker_open, "the probe has not ended");
+    assert!(
+        !world.gateway.events_after(0).iter().any(|it| matches!(it.what, What::Breaker { open: false, .. }))
+    );
 }
 
 #[tokio::test]

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use backstop_engine_sim::{Cut, Fault};
+use backstop_core::health::State;
+use backstop_engine_sim::{Cut, Dist, Fault, SimConfig};
+use serde_json::json;
 
-use crate::client::{End, Reply, all, chat};
-use crate::world::{TOKENS, World, ms, oracle};
+use crate::client::{CHAT, Conn, End, Reply, all, call, chat, hi, until};
+use crate::world::{TOKENS, World, ms, oracle, with_raw};
 
 /// What happens to the first engine.
 #[derive(Debug, Clone)]
@@ -81,6 +83,8 @@ fn cases() -> Vec<Case> {
         case(Fault::InvalidEvent { after: 0 }, Some(true), 502, "upstream_malformed_event", 3),
         case(Fault::Garbage { after: 0 }, Some(true), 502, "upstream_malformed_event", 3),
         case(Fault::ErrorEvent { after: 0 }, Some(true), 502, "upstream_stream_error", 3),
+        case(Fault::PlainForStream, Some(true), 502, "upstream_malformed_answer", 3),
+        case(Fault::StreamForPlain, Some(false), 502, "upstream_malformed_answer", 3),
     ]
 }
 
@@ -167,6 +171,151 @@ async fn without_another_engine_the_error_is_clear() {
         }
     }
     all(running).await;
+}
+
+/// What is not a chat's answer, whatever its status says.
+#[tokio::test]
+async fn answers_without_content_are_faults() {
+    let event_stream = "content-type: text/event-stream\r\n";
+    let json = "content-type: application/json\r\n";
+    let cases = [
+        (event_stream, "data: [DONE]\n\n", true, "upstream_truncated"),
+        (event_stream, "", true, "upstream_truncated"),
+        (event_stream, ": ping\n\n", true, "upstream_truncated"),
+        (json, "", true, "upstream_malformed_answer"),
+        (json, "", false, "upstream_malformed_answer"),
+        ("", "", false, "upstream_malformed_answer"),
+        (json, " ", false, "upstream_malformed_answer"),
+        ("content-type: text/html\r\n", "<h1>It works!</h1>", false, "upstream_malformed_answer"),
+        ("content-type: text/html\r\n", "<h1>It works!</h1>", true, "upstream_malformed_answer"),
+    ];
+    for (headers, body, stream, code) in cases {
+        let context = format!("{headers:?} {body:?}, stream {stream}");
+        let raw = with_raw(1, "200 OK", headers, body, |_| {}).await;
+        let reply = chat(raw.world.addr, stream).await;
+        check_whole(&reply, stream, &context);
+        assert_eq!((reply.attempts(), raw.asked(), raw.world.requests()), (2, 1, vec![1]), "{context}");
+        let raw = with_raw(0, "200 OK", headers, body, |_| {}).await;
+        let reply = chat(raw.world.addr, stream).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (502, code), "{context}");
+        assert_eq!((reply.attempts(), raw.asked()), (3, 3), "{context}");
+    }
+}
+
+/// An answer that failed before it said anything is none; later it is the engine's own word.
+#[tokio::test]
+async fn a_failed_response_is_retried_before_its_first_output() {
+    let input = json!({"model": "chat", "stream": true, "input": "hi"}).to_string();
+    let config = SimConfig { itl: Dist::Constant(ms(5)), ..SimConfig::default() };
+    let world = World::of(vec![config; 2], |_| {}).await;
+    world.sims[0].set_fault(Fault::Failed { after: 0 });
+    let reply = call(world.addr, "POST", "/v1/responses", "", input.as_bytes()).await;
+    assert_eq!((reply.status, reply.attempts(), reply.content()), (200, 2, oracle(TOKENS)));
+    assert!(reply.text().contains("response.completed") && !reply.text().contains("response.failed"));
+    world.sims[0].set_fault(Fault::Failed { after: 5 });
+    let reply = call(world.addr, "POST", "/v1/responses", "", input.as_bytes()).await;
+    assert_eq!((reply.status, reply.attempts(), reply.content()), (200, 1, oracle(5)));
+    let last: serde_json::Value = serde_json::from_str(reply.events().last().unwrap()).unwrap();
+    assert_eq!(
+        (&last["type"], &last["response"]["error"]["code"]),
+        (&json!("response.failed"), &json!("server_error"))
+    );
+    assert_eq!(reply.text().matches("event: response.failed\n").count(), 1);
+}
+
+/// A redirect leads out of the table: it is neither followed nor passed on, and no other engine is asked.
+#[tokio::test]
+async fn redirects_are_not_passed_on() {
+    for stream in [true, false] {
+        let world = World::start(2, |_| {}).await;
+        world.sims[0].set_fault(Fault::Redirect { location: format!("{}/v1/chat", world.sims[1].url()) });
+        let reply = chat(world.addr, stream).await;
+        assert_eq!((reply.status, reply.end), (502, End::Complete), "{}", reply.text());
+        reply.error_code();
+        assert_eq!((reply.header("location"), reply.header("x-should-retry")), (None, Some("false")));
+        assert_eq!((reply.attempts(), world.requests()), (1, vec![1, 0]));
+    }
+}
+
+/// The engine does not offer what was asked for; that is no fault.
+#[tokio::test]
+async fn not_implemented_is_an_answer() {
+    for stream in [true, false] {
+        let world = World::start(2, |service| service.breaker.failures = 3).await;
+        world.sims[0].set_fault(status(501, None));
+        for asked in 1..=10 {
+            let reply = chat(world.addr, stream).await;
+            assert_eq!((reply.status, reply.attempts()), (501, 1));
+            assert_eq!(reply.json()["error"]["message"], "engine says no");
+            assert_eq!(world.requests(), [asked, 0]);
+        }
+        assert!(!world.endpoint(0).breaker_open);
+    }
+}
+
+/// A request keeps waiting for an engine whose health check fails if nobody else could do better.
+#[tokio::test]
+async fn an_ill_engine_may_still_answer_what_it_has_begun() {
+    for stream in [true, false] {
+        let config = SimConfig { ttft: Dist::Constant(ms(2500)), ..SimConfig::default() };
+        let world = World::of(vec![config], |service| {
+            service.health.interval = ms(30);
+            service.health.down = 2;
+        })
+        .await;
+        let mut conn = Conn::open(world.addr).await;
+        conn.send("POST", CHAT, "", &hi(stream)).await;
+        until("in flight", || world.sims[0].in_flight() == 1).await;
+        world.sims[0].set_fault(Fault::Health { status: 500 });
+        world.until_state(0, State::Unhealthy).await;
+        let reply = conn.reply().await;
+        check_whole(&reply, stream, "the only one");
+        assert_eq!((reply.attempts(), world.requests()), (1, vec![1]));
+    }
+}
+
+/// A request leaves an engine that is found dead or frozen if another can take it.
+#[tokio::test]
+async fn requests_leave_an_engine_that_is_found_dead() {
+    for stream in [true, false] {
+        for frozen in [true, false] {
+            let context = format!("frozen {frozen}, stream {stream}");
+            let world = World::of(vec![SimConfig::default(); 2], |service| {
+                service.health.interval = ms(30);
+                service.health.down = 2;
+                service.health.stall = ms(300);
+            })
+            .await;
+            world.sims[0].set_fault(if frozen { Fault::Freeze } else { Fault::NoAnswer });
+            let mut conn = Conn::open(world.addr).await;
+            conn.send("POST", CHAT, "", &hi(stream)).await;
+            until("in flight", || world.sims[0].in_flight() == 1).await;
+            if !frozen {
+                world.sims[0].kill().await;
+            }
+            let reply = conn.reply().await;
+            check_whole(&reply, stream, &context);
+            assert_eq!((reply.attempts(), world.requests()), (2, vec![1, 1]), "{context}");
+        }
+    }
+}
+
+/// However many attempts are left: each silence costs its whole time.
+#[tokio::test]
+async fn the_silent_one_is_asked_once() {
+    for silent in [0, 1] {
+        let world = World::start(2, |service| {
+            service.timeouts.first_token = ms(150);
+            service.retry.attempts = 3;
+        })
+        .await;
+        world.sims[silent].set_fault(Fault::NoAnswer);
+        world.sims[1 - silent].set_fault(status(500, None));
+        let reply = chat(world.addr, true).await;
+        assert!(matches!(reply.status, 500 | 504), "{}", reply.text());
+        assert_eq!(world.requests()[silent], 1, "silent {silent}: {:?}", world.requests());
+        assert!(world.requests()[1 - silent] >= 1);
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! After the first byte: the client gets what was good, then the truth.
 
 use backstop_engine_sim::{Cut, Dist, Fault, SimConfig};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 
 use crate::client::{CHAT, Conn, End, Reply, all, call, chat, error_code, hi, until};
@@ -115,10 +115,117 @@ async fn a_complete_answer_without_its_end_mark_gets_one() {
     assert_eq!((reply.content(), reply.is_done()), (oracle(TOKENS), true));
     assert_eq!(reply.events().iter().filter(|it| *it == "[DONE]").count(), 1);
     assert_eq!((world.totals().answered, world.totals().cut), (1, 0));
-    // One without a finish reason is as complete as its own end mark says.
+}
+
+/// An end mark is not believed before every choice has finished.
+#[tokio::test]
+async fn an_end_mark_without_a_finish_is_none() {
+    let config = SimConfig { itl: Dist::Constant(ms(2)), ..SimConfig::default() };
+    let world = World::of(vec![config], |_| {}).await;
     world.sims[0].set_fault(Fault::NoFinish);
     let reply = chat(world.addr, true).await;
-    assert_eq!((reply.content(), reply.is_done()), (oracle(TOKENS), true));
+    check_cut(&reply, &oracle(TOKENS), "upstream_truncated", "no finish");
+    assert_eq!((world.totals().answered, world.totals().cut), (0, 1));
+}
+
+/// Some engines send an empty finish reason with every chunk. The pauses are longer than a complete answer is
+/// waited for.
+#[tokio::test]
+async fn an_empty_finish_reason_is_none() {
+    let config = SimConfig { itl: Dist::Constant(ms(1300)), tokens: 3, ..SimConfig::default() };
+    let world = World::of(vec![config], |_| {}).await;
+    world.sims[0].set_fault(Fault::EmptyFinish);
+    let reply = chat(world.addr, true).await;
+    assert_eq!((reply.content(), reply.is_done()), (oracle(3), true), "{}", reply.text());
+    assert_eq!(reply.events().iter().filter(|it| *it == "[DONE]").count(), 1);
+    assert_eq!(reply.events().len(), 1 + 3 + 1 + 1, "{}", reply.text());
+    // Nor does it complete an answer that is cut.
+    world.sims[0].set_fault(Fault::Cut { after: 2, how: Cut::End, mid_event: false });
+    world.sims[0].faults().add(Fault::EmptyFinish);
+    let reply = chat(world.addr, true).await;
+    check_cut(&reply, &oracle(2), "upstream_truncated", "empty finish");
+}
+
+fn hi_with(more: Value) -> Vec<u8> {
+    let mut body: Value = serde_json::from_slice(&hi(true)).unwrap();
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body.to_string().into_bytes()
+}
+
+/// The second choice has not begun when the first is finished.
+#[tokio::test]
+async fn every_choice_must_finish() {
+    let config = SimConfig { itl: Dist::Constant(ms(5)), tokens: 8, ..SimConfig::default() };
+    let world = World::of(vec![config], |service| service.retry.attempts = 0).await;
+    let two = hi_with(json!({"n": 2}));
+    world.sims[0].set_fault(Fault::OneByOne);
+    let reply = call(world.addr, "POST", CHAT, "", &two).await;
+    assert_eq!((reply.events().len(), reply.is_done()), (10 + 10 + 1, true));
+    for (how, code) in [
+        (Cut::Fin, "upstream_disconnected"),
+        (Cut::Rst, "upstream_disconnected"),
+        (Cut::End, "upstream_truncated"),
+    ] {
+        for after in [8, 12, 16] {
+            let context = format!("{how:?} after {after}");
+            world.sims[0].set_fault(Fault::Cut { after, how, mid_event: false });
+            world.sims[0].faults().add(Fault::OneByOne);
+            let reply = call(world.addr, "POST", CHAT, "", &two).await;
+            let mut events = reply.events();
+            let last: Value = serde_json::from_str(&events.pop().unwrap()).unwrap();
+            assert_eq!((reply.status, error_code(&last).as_str()), (200, code), "{context}: {last}");
+            assert!(!reply.text().contains("[DONE]"), "{context}");
+            if how == Cut::Rst {
+                // What had not been read yet may be lost.
+                assert!(!events.is_empty(), "{context}");
+                continue;
+            }
+            let whole = if after == 8 { 10 } else { 10 + 1 + after as usize - 8 };
+            assert_eq!(events.len(), whole, "{context}");
+            assert!(events[9].contains(r#""finish_reason":"stop""#), "{context}");
+        }
+    }
+}
+
+/// Whoever asked for the usage is not told that all is well without it.
+#[tokio::test]
+async fn the_usage_that_was_asked_for_is_part_of_the_answer() {
+    let config = SimConfig { itl: Dist::Constant(ms(2)), ..SimConfig::default() };
+    let world = World::of(vec![config], |_| {}).await;
+    let with = hi_with(json!({"stream_options": {"include_usage": true}}));
+    let reply = call(world.addr, "POST", CHAT, "", &with).await;
+    assert_eq!((reply.events().len(), reply.is_done()), (1 + TOKENS + 1 + 1 + 1, true));
+    for how in [Cut::Fin, Cut::End] {
+        world.sims[0].set_fault(Fault::CutAfterFinish { how });
+        let reply = call(world.addr, "POST", CHAT, "", &with).await;
+        let code = if how == Cut::Fin { "upstream_disconnected" } else { "upstream_truncated" };
+        check_cut(&reply, &oracle(TOKENS), code, &format!("{how:?}"));
+        for without in [hi(true), hi_with(json!({"stream_options": {"include_usage": false}}))] {
+            let reply = call(world.addr, "POST", CHAT, "", &without).await;
+            assert_eq!((reply.content(), reply.is_done()), (oracle(TOKENS), true), "{how:?}");
+            assert_eq!(reply.events().len(), 1 + TOKENS + 1 + 1, "{how:?}");
+        }
+    }
+    // With the end mark only the usage chunk is missing: some engines have none to give.
+    world.sims[0].set_fault(Fault::NoDone);
+    let reply = call(world.addr, "POST", CHAT, "", &with).await;
+    assert_eq!((reply.events().len(), reply.is_done()), (1 + TOKENS + 1 + 1 + 1, true));
+}
+
+/// Comments keep a connection open; they are no tokens.
+#[tokio::test]
+async fn comments_are_no_sign_of_life() {
+    let config = SimConfig { itl: Dist::Constant(ms(5)), ..SimConfig::default() };
+    let world = World::of(vec![config], |service| service.timeouts.inter_token = ms(300)).await;
+    world.sims[0].set_fault(Fault::Stall { after: 3 });
+    world.sims[0].faults().add(Fault::Ping { every: ms(20) });
+    let reply = chat(world.addr, true).await;
+    assert_eq!((reply.status, reply.end, reply.content()), (200, End::Complete, oracle(3)));
+    let text = reply.text();
+    let (_, last) = text.trim_end().rsplit_once("\n\n").unwrap();
+    let last: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!(error_code(&last), "upstream_stalled");
+    assert_eq!(world.totals().cut, 1);
 }
 
 #[tokio::test]

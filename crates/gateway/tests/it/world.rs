@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use backstop_core::health::State;
@@ -11,7 +12,8 @@ use backstop_core::table::{
 };
 use backstop_engine_sim::{Sim, SimConfig, expected_text};
 use backstop_gateway::{EndpointStatus, Gateway, TotalsSnapshot, What};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::client::until;
 
@@ -178,4 +180,88 @@ impl World {
     pub(crate) async fn until_state(&self, sim: usize, state: State) {
         until(&format!("endpoint {sim} {state}"), || self.state(sim) == state).await;
     }
+}
+
+/// A world whose first engine is none of ours: it answers everything but checks with the same bytes.
+pub(crate) struct Raw {
+    pub(crate) world: World,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Raw {
+    /// Requests that reached it, those of checks not counted.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+/// The endpoint that answers `status`, `headers` (whole lines) and `body`, and `spares` engines behind it.
+pub(crate) async fn with_raw(
+    spares: usize,
+    status: &str,
+    headers: &str,
+    body: &str,
+    change: impl FnOnce(&mut ServiceSpec),
+) -> Raw {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let length = body.len();
+    let answer =
+        format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{headers}connection: close\r\n\r\n{body}");
+    tokio::spawn({
+        let asked = Arc::clone(&asked);
+        async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer_raw(stream, answer.clone(), Arc::clone(&asked)));
+            }
+        }
+    });
+    let mut sims = Vec::new();
+    for _ in 0..spares {
+        sims.push(Sim::start(SimConfig { log: 4096, ..SimConfig::default() }).await.unwrap());
+    }
+    let mut spec = service(&sims);
+    let endpoints = &mut spec.versions[0].endpoints;
+    for endpoint in &mut *endpoints {
+        endpoint.priority += 1;
+    }
+    let target = addr.into();
+    endpoints.insert(
+        0,
+        EndpointSpec { target, engine: Engine::OpenAi, model: None, weight: 1.0, priority: 0, api_key: None },
+    );
+    change(&mut spec);
+    let world = World::serve(sims, vec![spec]).await;
+    world.until_all(State::Healthy).await;
+    Raw { world, asked }
+}
+
+async fn answer_raw(mut stream: TcpStream, answer: String, asked: Arc<AtomicUsize>) {
+    const MODELS: &str = r#"{"data":[{"id":"chat"}]}"#;
+    let mut request = Vec::new();
+    let end = loop {
+        if let Some(at) = request.windows(4).position(|it| it == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if stream.read_buf(&mut request).await.is_ok_and(|n| n > 0) {
+            continue;
+        }
+        return;
+    };
+    let head = String::from_utf8_lossy(&request[..end]).to_ascii_lowercase();
+    let length = head.split("content-length: ").nth(1).and_then(|it| it.lines().next()?.parse().ok());
+    while request.len() < end + length.unwrap_or(0) {
+        if !stream.read_buf(&mut request).await.is_ok_and(|n| n > 0) {
+            return;
+        }
+    }
+    let path = head.split(' ').nth(1).unwrap_or_default();
+    let reply = if head.starts_with("get ") && !path.starts_with("/v1/files") {
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{MODELS}", MODELS.len())
+    } else {
+        asked.fetch_add(1, Ordering::SeqCst);
+        answer
+    };
+    let _ = stream.write_all(reply.as_bytes()).await;
 }
