@@ -43,6 +43,12 @@ class Process {
     return eventually(look, seconds, `${pattern} from \`${this.child.spawnfile}\``);
   }
 
+  /** At once, as the kernel would. */
+  async kill() {
+    this.child.kill('SIGKILL');
+    await this.ended;
+  }
+
   async stop() {
     if (this.gone) return;
     this.child.kill('SIGTERM');
@@ -83,7 +89,8 @@ export class Launcher {
 
   async llama() {
     const process = this.#start(PYTHON, [path.join(ROOT, 'tests/engines/llama_server.py')]);
-    return { engine: 'llama.cpp', url: (await process.says(/listening on (\S+)\n/, 90))[1] };
+    const url = (await process.says(/listening on (\S+)\n/, 90))[1];
+    return { engine: 'llama.cpp', url, kill: () => process.kill() };
   }
 
   /** The gateway with one service `chat`, whose one version runs on `servers`. */

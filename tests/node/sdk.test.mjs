@@ -187,11 +187,11 @@ behind(
   { sim: ['--itl', '50ms'] },
 );
 
-test('a real llama.cpp server', { timeout: 180_000 }, async (t) => {
+test('real llama.cpp servers, one of them killed', { timeout: 240_000 }, async (t) => {
   const launcher = new Launcher();
   t.after(() => launcher.stop());
-  const server = await launcher.llama();
-  const backstop = await launcher.backstop([server], { timeouts: {} });
+  const servers = [await launcher.llama(), await launcher.llama()];
+  const backstop = await launcher.backstop(servers, { balance: 'round_robin', timeouts: {} });
   const request = {
     model: 'chat',
     messages: [{ role: 'user', content: 'Name three colours.' }],
@@ -199,8 +199,16 @@ test('a real llama.cpp server', { timeout: 180_000 }, async (t) => {
     max_tokens: 16,
     cache_prompt: false,
   };
-  const expected = (await connect(server).chat.completions.create(request)).choices[0].message.content;
+  const expected = (await connect(servers[0]).chat.completions.create(request)).choices[0].message.content;
   const client = connect(backstop, { maxRetries: 0 });
-  assert.equal((await client.chat.completions.create(request)).choices[0].message.content, expected);
-  assert.equal(await textOf(await client.chat.completions.create({ ...request, stream: true })), expected);
+  const bothWays = async () => {
+    assert.equal((await client.chat.completions.create(request)).choices[0].message.content, expected);
+    assert.equal(await textOf(await client.chat.completions.create({ ...request, stream: true })), expected);
+  };
+  await bothWays();
+  await bothWays();
+  await servers[1].kill();
+  for (let i = 0; i < 5; i++) await bothWays();
+  const { failed, cut, answered } = await backstop.totals();
+  assert.deepEqual({ failed, cut, answered }, { failed: 0, cut: 0, answered: 14 });
 });
