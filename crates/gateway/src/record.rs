@@ -26,7 +26,7 @@ pub(crate) struct Totals {
     failovers: AtomicU64,
 }
 
-/// [`Totals`] at one moment.
+/// Counts of requests by how they ended, at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct TotalsSnapshot {
     /// Requests to the API, health checks not counted.
