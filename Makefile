@@ -40,7 +40,7 @@ test-node: $(PIP_STAMP) $(NODE_STAMP) ## the Node tests only: official SDK
 check: ## formatting, lints, docs, dependency rules, licences
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --document-private-items --quiet
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --quiet
 	$(PYTHON) scripts/check_dependencies.py
 	$(PYTHON) scripts/check_pins.py
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; \

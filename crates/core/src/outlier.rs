@@ -2,8 +2,8 @@
 //!
 //! Envoy compares with mean − 1.9σ, which needs five hosts; LLM services often have two. So each endpoint is
 //! held against all the others together: it is an outlier if so many failures would be next to impossible at
-//! the others' failure rate (binomial tail below [`SURPRISE`]) *and* its rate exceeds theirs by
-//! [`MIN_EXCESS`]. A fault that all share ejects nobody.
+//! the others' failure rate (binomial tail below `SURPRISE`) *and* its rate exceeds theirs by
+//! `MIN_EXCESS`. A fault that all share ejects nobody.
 
 use std::time::{Duration, Instant};
 

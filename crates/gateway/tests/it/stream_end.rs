@@ -187,6 +187,55 @@ async fn every_choice_must_finish() {
     }
 }
 
+/// Several prompts are several choices, whatever `n` says; and `n` is for each of them.
+#[tokio::test]
+async fn every_prompt_must_be_answered() {
+    let config = SimConfig { itl: Dist::Constant(ms(5)), tokens: 4, ..SimConfig::default() };
+    let world = World::of(vec![config], |service| service.retry.attempts = 0).await;
+    let cases = [
+        (r#"{"model":"chat","stream":true,"prompt":["a","b"]}"#, 2),
+        (r#"{"model":"chat","stream":true,"prompt":[[1,2],[3]]}"#, 2),
+        (r#"{"model":"chat","stream":true,"prompt":["a","b"],"n":2}"#, 4),
+        (r#"{"model":"chat","stream":true,"prompt":"a","n":3}"#, 3),
+        (r#"{"model":"chat","stream":true,"prompt":[1,2,3]}"#, 1),
+        (r#"{"model":"chat","stream":true,"prompt":["a"]}"#, 1),
+    ];
+    for (body, choices) in cases {
+        let ask = async || call(world.addr, "POST", "/v1/completions", "", body.as_bytes()).await;
+        world.sims[0].set_fault(Fault::OneByOne);
+        let reply = ask().await;
+        assert_eq!((reply.events().len(), reply.is_done()), (choices * 5 + 1, true), "{body}");
+        for finished in 1..choices {
+            world.sims[0].set_fault(Fault::Cut {
+                after: 4 * finished as u64,
+                how: Cut::End,
+                mid_event: false,
+            });
+            world.sims[0].faults().add(Fault::OneByOne);
+            let reply = ask().await;
+            let mut events = reply.events();
+            let last = events.pop().unwrap();
+            assert_ne!(last, "[DONE]", "{finished} of {body}");
+            assert_eq!(error_code(&serde_json::from_str(&last).unwrap()), "upstream_truncated", "{body}");
+            assert_eq!(events.len(), finished * 5, "{finished} of {body}");
+        }
+        // Complete without the end mark, as well.
+        world.sims[0].set_fault(Fault::CutAfterFinish { how: Cut::Fin });
+        assert!(ask().await.is_done(), "{body}");
+    }
+}
+
+/// A pause between choices, or before the usage, may be longer than a complete answer is waited for.
+#[tokio::test]
+async fn a_pause_between_choices_ends_nothing() {
+    let config = SimConfig { itl: Dist::Constant(ms(1300)), tokens: 1, ..SimConfig::default() };
+    let world = World::of(vec![config], |_| {}).await;
+    world.sims[0].set_fault(Fault::OneByOne);
+    let body = hi_with(json!({"n": 2, "stream_options": {"include_usage": true}}));
+    let reply = call(world.addr, "POST", CHAT, "", &body).await;
+    assert_eq!((reply.events().len(), reply.is_done()), (3 + 3 + 1 + 1, true), "{}", reply.text());
+}
+
 /// Whoever asked for the usage is not told that all is well without it.
 #[tokio::test]
 async fn the_usage_that_was_asked_for_is_part_of_the_answer() {
