@@ -6,6 +6,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use backstop_openai::Api;
+use backstop_openai::answer;
 use backstop_openai::error::{ErrorBody, is_error_body, message_of};
 use backstop_openai::peek::with_model;
 use bytes::{Bytes, BytesMut};
@@ -107,7 +108,10 @@ async fn exchange(
         StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
             Err(Fault::Credentials(answer.status))
         }
-        status if status.is_redirection() && status != StatusCode::NOT_MODIFIED => {
+        status
+            if status.is_redirection()
+                && (status != StatusCode::NOT_MODIFIED || routed.api.is_json_post()) =>
+        {
             Err(Fault::Redirect(status))
         }
         status if may_pass_elsewhere(status) => Err(refused(answer).await),
@@ -137,7 +141,7 @@ async fn whole(routed: &Routed, answer: Answer) -> Result<Won, Fault> {
     }
     if (ours && status.is_success()) || (is_a(&headers, "application/json") && !body.is_empty()) {
         // A truncated answer that was delimited by closing the connection looks whole until it is read.
-        serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(Fault::NotJson)?;
+        answer::check(if status.is_success() { routed.api } else { Api::Other }, &body)?;
     }
     headers::to_client(&mut headers);
     if ours && !status.is_success() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use backstop_core::breaker::Outcome;
+use backstop_openai::answer::AnswerFault;
 use backstop_openai::error::ErrorBody;
 use backstop_openai::stream::EventFault;
 use bytes::Bytes;
@@ -102,8 +103,8 @@ pub(crate) enum Fault {
     EventTooLong(#[from] backstop_openai::sse::EventTooLong),
     #[error("the upstream ended the stream before the answer was complete")]
     Truncated,
-    #[error("the upstream's answer is not valid JSON: {0}")]
-    NotJson(serde_json::Error),
+    #[error("{0}")]
+    Answer(#[from] AnswerFault),
     #[error("the upstream sent a stream that was not asked for")]
     UnexpectedStream,
     #[error("the upstream sent a plain answer where a stream was asked for")]
@@ -206,7 +207,7 @@ impl Fault {
             Self::Redirect(_) => "upstream_redirect",
             Self::Truncated | Self::Event(EventFault::Unfinished) => "upstream_truncated",
             Self::Unhealthy => "upstream_unhealthy",
-            Self::NotJson(_) | Self::UnexpectedStream | Self::NoStream => "upstream_malformed_answer",
+            Self::Answer(_) | Self::UnexpectedStream | Self::NoStream => "upstream_malformed_answer",
             Self::TooLarge(_) => "upstream_answer_too_large",
             Self::NoEndpoint => "no_healthy_endpoint",
             Self::Total(_) => "total_timeout",

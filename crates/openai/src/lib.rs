@@ -1,9 +1,11 @@
 //! The OpenAI wire format as far as a gateway needs it.
 //!
 //! Pure functions over bytes: which API a path names ([`Api`]), what a request asks for ([`peek`]), where the
-//! events of a stream begin and end ([`sse`]), what an event says ([`stream`]), how an error looks ([`error`]).
+//! events of a stream begin and end ([`sse`]), what an event says ([`stream`]), whether a plain
+//! answer is one ([`answer`]), how an error looks ([`error`]).
 //! No I/O, no clock, no DOM: a body is read once and passed on untouched.
 
+pub mod answer;
 mod api;
 pub mod error;
 pub mod peek;
