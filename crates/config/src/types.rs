@@ -19,7 +19,7 @@ use crate::units::{Listen, Loopback, Name, Percent, Secret, Span, Store};
 pub(crate) struct Document {
     /// Where clients connect. Port 0 takes any free port.
     pub(crate) listen: Listen,
-    /// The control API; read-only in this release.
+    /// The control API, read-only in this release, and `/metrics`.
     #[serde(default)]
     pub(crate) admin: Admin,
     /// Where lasting state is kept: `sqlite:PATH` or `memory:` (write it in quotes, because of the colon at

@@ -25,6 +25,12 @@ pub enum State {
     Isolated,
 }
 
+impl State {
+    /// All states, in the order of their numbers.
+    pub const ALL: [Self; 6] =
+        [Self::Starting, Self::Healthy, Self::Degraded, Self::Unhealthy, Self::Draining, Self::Isolated];
+}
+
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

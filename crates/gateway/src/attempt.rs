@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use backstop_openai::Api;
 use backstop_openai::answer;
 use backstop_openai::error::{ErrorBody, is_error_body, message_of};
 use backstop_openai::peek::with_model;
+use backstop_openai::{Api, Usage};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
@@ -34,6 +34,7 @@ pub(crate) enum Won {
         status: StatusCode,
         headers: HeaderMap,
         body: Bytes,
+        usage: Option<Usage>,
     },
     Stream {
         headers: HeaderMap,
@@ -139,15 +140,16 @@ async fn whole(routed: &Routed, answer: Answer) -> Result<Won, Fault> {
         // A client that reads events would see none, and take that for an empty answer.
         return Err(Fault::NoStream);
     }
+    let mut usage = None;
     if (ours && status.is_success()) || (is_a(&headers, "application/json") && !body.is_empty()) {
         // A truncated answer that was delimited by closing the connection looks whole until it is read.
-        answer::check(if status.is_success() { routed.api } else { Api::Other }, &body)?;
+        usage = answer::check(if status.is_success() { routed.api } else { Api::Other }, &body)?;
     }
     headers::to_client(&mut headers);
     if ours && !status.is_success() {
         body = in_our_shape(status, body, &mut headers);
     }
-    Ok(Won::Plain { status, headers, body })
+    Ok(Won::Plain { status, headers, body, usage })
 }
 
 /// Reads the explanation of a refusal. The status counts, whatever becomes of it.

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::clock;
 use crate::events::{Event, Events};
+use crate::probe::EngineMetrics;
 use crate::upstream::Pool;
 
 /// A failed attempt says nothing good about speed: it is entered into the latency as at least this.
@@ -87,6 +88,7 @@ pub(crate) struct Endpoint {
     recovered_at: AtomicU64,
     stall_suspected: AtomicBool,
     dead: AtomicBool,
+    engine_report: Mutex<Option<EngineMetrics>>,
 }
 
 /// What is waited for: the first token of a stream, or the whole of a plain answer. Their latencies have nothing to
@@ -148,10 +150,9 @@ struct Load {
     moved: AtomicU64,
     timeouts: AtomicU64,
     requests: AtomicU64,
+    /// Ended attempts, ever: success, failure, neutral.
+    ended: [AtomicU64; 3],
 }
-
-const STATES: [State; 6] =
-    [State::Starting, State::Healthy, State::Degraded, State::Unhealthy, State::Draining, State::Isolated];
 
 impl Endpoint {
     pub(crate) fn new(id: EndpointId, settings: Settings, events: Arc<Events>) -> Self {
@@ -175,11 +176,12 @@ impl Endpoint {
             recovered_at: AtomicU64::new(0),
             stall_suspected: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            engine_report: Mutex::default(),
         }
     }
 
     pub(crate) fn state(&self) -> State {
-        STATES[usize::from(self.state.load(Relaxed))]
+        State::ALL[usize::from(self.state.load(Relaxed))]
     }
 
     pub(crate) fn health(&self) -> MutexGuard<'_, Health> {
@@ -284,6 +286,22 @@ impl Endpoint {
         self.load.flowing.load(Relaxed)
     }
 
+    /// Ended attempts since the process began, by what they said about the endpoint.
+    pub(crate) fn attempts(&self) -> [(&'static str, u64); 3] {
+        let [success, failure, neutral] = &self.load.ended;
+        [("success", success), ("failure", failure), ("neutral", neutral)]
+            .map(|(name, n)| (name, n.load(Relaxed)))
+    }
+
+    /// What the engine last said of itself.
+    pub(crate) fn engine_report(&self) -> Option<EngineMetrics> {
+        *self.engine_report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn report_engine(&self, report: Option<EngineMetrics>) {
+        *self.engine_report.lock().unwrap_or_else(PoisonError::into_inner) = report;
+    }
+
     pub(crate) fn requests(&self) -> u64 {
         self.load.requests.load(Relaxed)
     }
@@ -315,6 +333,12 @@ impl Endpoint {
     }
 
     fn finish(&self, outcome: Outcome, pass: Pass, kind: AnswerKind, now: Instant) {
+        let ended = match outcome {
+            Outcome::Success => 0,
+            Outcome::Failure => 1,
+            Outcome::Neutral => 2,
+        };
+        self.load.ended[ended].fetch_add(1, Relaxed);
         match outcome {
             Outcome::Success => {
                 self.load.success.fetch_add(1, Relaxed);

@@ -12,6 +12,7 @@ mod events;
 mod fault;
 mod headers;
 mod local;
+mod metrics;
 mod outliers;
 mod probe;
 mod record;
@@ -41,6 +42,7 @@ pub use record::TotalsSnapshot;
 pub use status::{EndpointStatus, ServiceStatus, Status, VersionStatus};
 
 use events::Events;
+use metrics::ByCode;
 use record::Totals;
 use registry::Registry;
 use server::Phase;
@@ -51,6 +53,7 @@ use tasks::OwnedTask;
 pub(crate) struct Shared {
     pub(crate) table: ArcSwap<Table>,
     pub(crate) totals: Arc<Totals>,
+    pub(crate) refused: Arc<ByCode>,
     phases: watch::Sender<Phase>,
     /// The value of `phases`, readable without a lock.
     phase: std::sync::atomic::AtomicU8,
@@ -98,6 +101,7 @@ impl Gateway {
         let shared = Arc::new(Shared {
             table: ArcSwap::from_pointee(Table::empty()),
             totals: Arc::default(),
+            refused: Arc::default(),
             phases: watch::Sender::new(Phase::Running),
             phase: std::sync::atomic::AtomicU8::new(Phase::Running as u8),
         });
@@ -130,6 +134,11 @@ impl Gateway {
 
     pub fn status(&self) -> Status {
         Status::of(&self.shared)
+    }
+
+    /// All metrics, in Prometheus' text format (version 0.0.4).
+    pub fn metrics(&self) -> String {
+        metrics::page(&self.shared)
     }
 
     /// Events from now on. A subscriber that falls more than 1,024 behind misses some, and is told so.

@@ -9,7 +9,10 @@ use http::{HeaderName, HeaderValue};
 use serde::Serialize;
 use tracing::{info, warn};
 
-use crate::clock;
+use crate::metrics::{ByCode, Ended, VersionMetrics};
+use crate::table::Version;
+use crate::{Shared, clock};
+use backstop_openai::Usage;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -75,6 +78,8 @@ enum End {
 
 pub(crate) struct Record {
     totals: Arc<Totals>,
+    refusals: Arc<ByCode>,
+    metrics: Option<Arc<VersionMetrics>>,
     pub(crate) started: Instant,
     pub(crate) request_id: HeaderValue,
     method: http::Method,
@@ -93,10 +98,13 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn begin(totals: &Arc<Totals>, head: &Parts) -> Self {
+    pub(crate) fn begin(shared: &Shared, head: &Parts) -> Self {
+        let totals = &shared.totals;
         totals.requests.fetch_add(1, Relaxed);
         Self {
             totals: Arc::clone(totals),
+            refusals: Arc::clone(&shared.refused),
+            metrics: None,
             started: clock::now(),
             request_id: request_id(head),
             method: head.method.clone(),
@@ -115,22 +123,30 @@ impl Record {
         }
     }
 
-    pub(crate) fn routed(&mut self, service: &Arc<str>, stream: bool) {
+    /// The request is understood and assigned to `version`.
+    pub(crate) fn routed(&mut self, service: &Arc<str>, version: &Version, stream: bool) {
         self.service = Some(Arc::clone(service));
         self.stream = stream;
+        self.charge(version);
+    }
+
+    fn charge(&mut self, version: &Version) {
+        self.metrics = Some(Arc::clone(&version.metrics));
+        self.version = Some(Arc::clone(&version.name));
+        self.env = version.env;
     }
 
     /// An attempt begins.
-    pub(crate) fn attempt(&mut self, version: &Arc<str>, env: &'static str, endpoint: &Arc<str>) {
+    pub(crate) fn attempt(&mut self, version: &Version, endpoint: &Arc<str>) {
         if self.endpoint.as_ref().is_some_and(|before| before != endpoint) {
             self.failed_over = true;
         }
         self.attempts += 1;
         if self.attempts > 1 {
             self.totals.retries.fetch_add(1, Relaxed);
+            version.metrics.retried();
         }
-        self.version = Some(Arc::clone(version));
-        self.env = env;
+        self.charge(version);
         self.endpoint = Some(Arc::clone(endpoint));
     }
 
@@ -140,6 +156,23 @@ impl Record {
 
     pub(crate) fn first_token(&mut self, after: Duration) {
         self.first_token = Some(after);
+        if let Some(metrics) = &self.metrics {
+            metrics.first_token(after);
+        }
+    }
+
+    /// The answer is whole; this is what the engine says it took.
+    pub(crate) fn used(&self, usage: Usage) {
+        if let Some(metrics) = &self.metrics {
+            metrics.tokens(usage);
+        }
+    }
+
+    /// A stream is whole and had so many pieces of text.
+    pub(crate) fn paced(&self, pieces: u64) {
+        if let (Some(metrics), Some(first_token)) = (&self.metrics, self.first_token) {
+            metrics.paced(pieces, (clock::now() - self.started).saturating_sub(first_token));
+        }
     }
 
     /// The head has been sent with this status; the end is still open.
@@ -167,14 +200,20 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let (count, outcome) = match self.end {
-            End::Cancelled => (&self.totals.cancelled, "cancelled"),
-            End::Answered => (&self.totals.answered, "answered"),
-            End::Refused => (&self.totals.refused, "refused"),
-            End::Failed => (&self.totals.failed, "failed"),
-            End::Cut => (&self.totals.cut, "cut"),
+        let duration = clock::now() - self.started;
+        let (count, outcome, ended) = match self.end {
+            End::Cancelled => (&self.totals.cancelled, "cancelled", Some(Ended::Cancelled)),
+            End::Answered => (&self.totals.answered, "answered", Some(Ended::Answered)),
+            End::Refused => (&self.totals.refused, "refused", None),
+            End::Failed => (&self.totals.failed, "failed", Some(Ended::Failed)),
+            End::Cut => (&self.totals.cut, "cut", Some(Ended::Cut)),
         };
         count.fetch_add(1, Relaxed);
+        match (ended, &self.metrics, self.code) {
+            (Some(ended), Some(metrics), code) => metrics.ended(ended, duration, code),
+            (None, _, Some(code)) => self.refusals.count(code),
+            _ => {}
+        }
         if self.end == End::Answered && self.failed_over {
             self.totals.failovers.fetch_add(1, Relaxed);
         }
@@ -196,7 +235,7 @@ impl Drop for Record {
                     stream = self.stream,
                     attempts = self.attempts,
                     first_token_ms = self.first_token.map(milliseconds),
-                    duration_ms = milliseconds(clock::now() - self.started),
+                    duration_ms = milliseconds(duration),
                     "request"
                 )
             };

@@ -7,12 +7,15 @@ use backstop_core::table::{EndpointSpec, ServiceSpec};
 
 use crate::endpoint::{Endpoint, EndpointId, Settings};
 use crate::events::Events;
+use crate::metrics::VersionMetrics;
 use crate::probe;
 use crate::table::Table;
 use crate::tasks::OwnedTask;
 
 pub(crate) struct Registry {
     entries: Mutex<HashMap<EndpointId, Entry>>,
+    /// By service and version.
+    metrics: Mutex<HashMap<(String, String), Arc<VersionMetrics>>>,
     pub(crate) events: Arc<Events>,
 }
 
@@ -24,7 +27,7 @@ struct Entry {
 
 impl Registry {
     pub(crate) fn new(events: Arc<Events>) -> Self {
-        Self { entries: Mutex::default(), events }
+        Self { entries: Mutex::default(), metrics: Mutex::default(), events }
     }
 
     /// The endpoint that a spec names: the one that is known, with its new settings, or a new one.
@@ -57,7 +60,13 @@ impl Registry {
         endpoint
     }
 
-    /// Lets go of the endpoints that `table` no longer names. Requests that run on them may end.
+    /// The counts of a version: those it has, or new ones.
+    pub(crate) fn version_metrics(&self, service: &str, version: &str) -> Arc<VersionMetrics> {
+        let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(metrics.entry((service.to_owned(), version.to_owned())).or_default())
+    }
+
+    /// Lets go of the endpoints and versions that `table` no longer names. Requests that run on them may end.
     pub(crate) fn retain(&self, table: &Table) {
         let named: HashSet<&EndpointId> = table.targets().map(|target| &target.endpoint.id).collect();
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,6 +76,11 @@ impl Registry {
                 entry.endpoint.retire();
             }
             kept
+        });
+        drop(entries);
+        let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        metrics.retain(|(service, version), _| {
+            table.services.get(service.as_str()).is_some_and(|service| service.version(version).is_some())
         });
     }
 }

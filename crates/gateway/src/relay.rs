@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use backstop_core::breaker::Outcome;
+use backstop_openai::Usage;
 use bytes::Bytes;
 use tokio::time::Sleep;
 
@@ -129,6 +130,12 @@ impl Relay {
     /// The upstream has said everything.
     pub(crate) fn end(&mut self) {
         if let Some(Source { reader, lease }) = self.source.take() {
+            if let Some(record) = &self.record {
+                let state = reader.state();
+                // Without a report the pieces are the best that is known.
+                record.used(state.usage.unwrap_or(Usage { input: 0, output: state.pieces }));
+                record.paced(state.pieces);
+            }
             lease.finish(if reader.state().failed { Outcome::Failure } else { Outcome::Success });
             reader.finish();
         }

@@ -65,7 +65,7 @@ pub(crate) async fn serve(
     if let Some(response) = local::answer(&shared, &head) {
         return response;
     }
-    let mut record = Record::begin(&shared.totals, &head);
+    let mut record = Record::begin(&shared, &head);
     match shared.unless_closing(understand(&shared, peer, head, body, &mut record)).await {
         Some(Ok(routed)) => attempts(shared, routed, record).await,
         Some(Err(refusal)) => reply::refusal(&refusal, record),
@@ -88,7 +88,7 @@ async fn understand(
     let (service, asked) = find_service(&table, api, &head.headers, &body)?;
     let version = service.assign(&head.headers);
     let stream = asked.as_ref().is_some_and(|peek| peek.stream);
-    record.routed(&service.name, stream);
+    record.routed(&service.name, version, stream);
     let session = head.headers.get(SESSION).and_then(|id| id.to_str().ok()).map(fnv1a);
     let user = asked.as_ref().and_then(|peek| peek.user.as_deref()).map(fnv1a);
     let session = session.or(user).unwrap_or_else(|| fnv1a(&peer.ip().to_string()));
@@ -212,7 +212,7 @@ async fn attempts(shared: Arc<Shared>, routed: Routed, mut record: Record) -> Re
             return reply::fault(&past.last.unwrap_or(Fault::NoEndpoint), &version.header, record);
         };
         let endpoint = Arc::clone(lease.endpoint());
-        record.attempt(&version.name, version.env, &endpoint.id.url);
+        record.attempt(version, &endpoint.id.url);
         let fault = match attempt::run(&shared, &routed, version, lease, &record.request_id).await {
             Ok((won, lease)) => return commit(shared, won, lease, &routed, version, record),
             Err(fault) => fault,
@@ -294,7 +294,10 @@ fn commit(
 ) -> Response<ReplyBody> {
     let (request_id, attempts) = (record.request_id.clone(), record.attempts());
     let (status, mut headers, body) = match won {
-        Won::Plain { status, headers, body } => {
+        Won::Plain { status, headers, body, usage } => {
+            if let Some(usage) = usage {
+                record.used(usage);
+            }
             lease.finish(if status.is_success() { Outcome::Success } else { Outcome::Neutral });
             record.answered(status.as_u16());
             (status, headers, ReplyBody::Whole(body))

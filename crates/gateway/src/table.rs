@@ -12,6 +12,7 @@ use backstop_core::table::{
 use http::{HeaderMap, HeaderValue};
 
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
+use crate::metrics::VersionMetrics;
 use crate::registry::Registry;
 
 /// Routes of one revision; replaced as a whole.
@@ -38,6 +39,7 @@ pub(crate) struct Version {
     /// `stable` or `gray`, as logs and metrics call it.
     pub(crate) env: &'static str,
     pub(crate) targets: Vec<Target>,
+    pub(crate) metrics: Arc<VersionMetrics>,
     balance: BalancePolicy,
     turn: AtomicU64,
 }
@@ -116,6 +118,7 @@ impl Service {
                         .unwrap_or(HeaderValue::from_static("unnamed")),
                     env: if version.name == spec.stable { "stable" } else { "gray" },
                     targets,
+                    metrics: registry.version_metrics(&spec.name, &version.name),
                     balance: spec.balance,
                     turn: AtomicU64::new(0),
                 })
@@ -127,6 +130,7 @@ impl Service {
                 header: HeaderValue::from_static("none"),
                 env: "stable",
                 targets: Vec::new(),
+                metrics: Arc::default(),
                 balance: spec.balance,
                 turn: AtomicU64::new(0),
             })

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::Api;
+use crate::Usage;
 use crate::error::message_of;
 
 /// What is wrong with an answer whose status says success.
@@ -24,13 +25,15 @@ struct Fields {
     data: Option<IgnoredAny>,
     output: Option<IgnoredAny>,
     error: Option<IgnoredAny>,
+    usage: Option<Usage>,
 }
 
-/// Checks the whole body of a plain answer; of APIs that are not known only that it is JSON.
-pub fn check(api: Api, body: &[u8]) -> Result<(), AnswerFault> {
+/// Checks the whole body of a plain answer, and returns the usage it reports. Of APIs that are not known only that it
+/// is JSON is checked.
+pub fn check(api: Api, body: &[u8]) -> Result<Option<Usage>, AnswerFault> {
     if api == Api::Other {
         let json = serde_json::from_slice::<IgnoredAny>(body);
-        return json.map(drop).map_err(|error| AnswerFault::NotJson(error.to_string()));
+        return json.map(|_| None).map_err(|error| AnswerFault::NotJson(error.to_string()));
     }
     // serde would also read the fields from an array, in their order.
     if body.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
@@ -45,7 +48,7 @@ pub fn check(api: Api, body: &[u8]) -> Result<(), AnswerFault> {
         _ => ("choices", fields.choices.is_some_and(|choices| !choices.is_empty())),
     };
     match fields.error {
-        _ if there => Ok(()),
+        _ if there => Ok(fields.usage),
         Some(_) => {
             Err(AnswerFault::Error(message_of(body).unwrap_or_else(|| "without a message".to_owned())))
         }
@@ -59,11 +62,14 @@ mod tests {
 
     #[test]
     fn answers_and_what_is_none() {
-        let good = |api, body: &str| assert_eq!(check(api, body.as_bytes()), Ok(()), "{body}");
+        let good = |api, body: &str| assert_eq!(check(api, body.as_bytes()), Ok(None), "{body}");
         good(Api::Chat, r#" {"choices":[{"index":0}],"error":null}"#);
         good(Api::Embeddings, r#"{"data":[]}"#);
         good(Api::Responses, r#"{"id":"r","output":[],"error":null}"#);
         good(Api::Other, "[]");
+        let usage =
+            r#"{"choices":[{}],"usage":{"prompt_tokens":3,"completion_tokens":5.0,"total_tokens":8}}"#;
+        assert_eq!(check(Api::Chat, usage.as_bytes()), Ok(Some(Usage { input: 3, output: 5 })));
         let bad = |api, body: &str, expected: &str| {
             let fault = check(api, body.as_bytes()).expect_err(body).to_string();
             assert!(fault.contains(expected), "{fault}");

@@ -11,5 +11,7 @@ pub mod error;
 pub mod peek;
 pub mod sse;
 pub mod stream;
+mod usage;
 
 pub use api::Api;
+pub use usage::Usage;

@@ -2,11 +2,11 @@ use backstop_core::table::Engine;
 
 /// What an engine says of itself in its Prometheus metrics, whatever it calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct EngineMetrics {
-    pub(super) running: u64,
-    pub(super) waiting: u64,
+pub(crate) struct EngineMetrics {
+    pub(crate) running: u64,
+    pub(crate) waiting: u64,
     /// 0–1.
-    pub(super) kv_usage: Option<f64>,
+    pub(crate) kv_usage: Option<f64>,
     /// Sum of the counters that move with *every* prefill and decode step. `None` where the engine counts only
     /// finished requests, which tells nothing about a long one.
     pub(super) steps: Option<u64>,

@@ -18,8 +18,8 @@ use rand::RngExt;
 use crate::clock;
 use crate::endpoint::{Endpoint, Settings};
 use client::{Client, ProbeError};
-use engine_metrics::EngineMetrics;
 
+pub(crate) use engine_metrics::EngineMetrics;
 pub(crate) use inference::watch as watch_inference;
 
 /// How soon an unsettled verdict is looked at again: after a failed check of an endpoint that still serves, and
@@ -61,9 +61,11 @@ async fn round(
         endpoint.observe(Layer::Process, finding);
     }
     if !alive {
+        endpoint.report_engine(None);
         return !endpoint.may_serve();
     }
     let metrics = client.engine_metrics(settings).await;
+    endpoint.report_engine(metrics);
     progress.look(endpoint, settings, metrics);
     if let Some(finding) = checks::application(settings, client, metrics).await {
         endpoint.observe(Layer::Application, finding);

@@ -12,6 +12,7 @@ mod cancel;
 mod client;
 mod health;
 mod input;
+mod metrics;
 mod retry;
 mod stream_end;
 mod world;

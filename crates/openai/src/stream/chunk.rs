@@ -5,6 +5,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::StreamState;
+use crate::Usage;
 
 /// A top-level object: a chat or text chunk, a responses event or an error.
 pub(super) struct Chunk<'s> {
@@ -29,7 +30,7 @@ impl<'de> Visitor<'de> for Chunk<'_> {
                         *self.error = Some(error_message(&value));
                     }
                 }
-                Key::Usage => self.state.usage |= map.next_value::<Option<IgnoredAny>>()?.is_some(),
+                Key::Usage => self.state.usage = map.next_value::<Option<Usage>>()?.or(self.state.usage),
                 Key::Type => map.next_value_seed(EventType { state: self.state, error: self.error })?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -251,6 +252,7 @@ impl<'de> Visitor<'de> for Text<'_> {
 
     fn visit_str<E: serde::de::Error>(self, piece: &str) -> Result<(), E> {
         self.state.meaningful |= !piece.is_empty();
+        self.state.pieces += u64::from(!piece.is_empty());
         if self.keep {
             self.state.transcript.push(piece);
         }

@@ -4,7 +4,7 @@ mod chunk;
 
 use serde::Deserializer as _;
 
-use crate::Api;
+use crate::{Api, Usage};
 use chunk::Chunk;
 
 /// The longest transcript that is kept, in bytes; a longer stream can't be resumed.
@@ -55,9 +55,12 @@ pub struct StreamState {
     pub tool_call: bool,
     /// Events with data so far; how a watcher sees progress. Comments are none.
     pub events: u64,
+    /// Pieces of text so far, of all choices.
+    pub pieces: u64,
     pub transcript: Transcript,
+    /// As last reported; some engines report it with each chunk.
+    pub usage: Option<Usage>,
     expected: Expected,
-    usage: bool,
     /// One bit per choice that finished (indices above 127 share the last bit), and the highest index plus one.
     finished: u128,
     choices: u32,
@@ -71,9 +74,10 @@ impl StreamState {
             failed: false,
             tool_call: false,
             events: 0,
+            pieces: 0,
+            usage: None,
             transcript: Transcript::default(),
             expected,
-            usage: false,
             finished: 0,
             choices: 0,
         }
@@ -81,7 +85,7 @@ impl StreamState {
 
     /// The end was said, or everything that the request asked for has come.
     pub fn is_complete(&self) -> bool {
-        let has_usage = self.usage || !self.expected.usage;
+        let has_usage = self.usage.is_some() || !self.expected.usage;
         self.done || (self.all_finished(self.expected.choices) && has_usage)
     }
 
@@ -171,11 +175,12 @@ mod tests {
                 r#"{"choices":[{"index":0,"delta":{"content":"a\n"}}],"usage":null}"#,
                 r#"{"choices":[{"delta":{"content":"é\u00e9"},"index":0,"logprobs":{"content":[]}}]}"#,
                 r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#,
-                r#"{"choices":[],"usage":{"total_tokens":3}}"#,
+                r#"{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}"#,
                 "[DONE]",
             ],
         );
         assert!(result.is_ok() && state.meaningful && state.done && !state.tool_call);
+        assert_eq!((state.usage, state.pieces), (Some(Usage { input: 1, output: 2 }), 2));
         assert_eq!(state.transcript.text(), Some("a\néé"));
     }
 

@@ -1,0 +1,293 @@
+//! What is counted, and how Prometheus reads it.
+//!
+//! [`ALL`] is the one table of metrics: the exposition and `docs/metrics.md` are made from it. Handles are resolved
+//! when a table is linked; on the way of a request there are only atomics. Label values come from the configuration
+//! and from fixed sets, never from clients, so that their number is bounded.
+
+mod histogram;
+mod page;
+mod process;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use backstop_core::health::State;
+use backstop_openai::Usage;
+
+use crate::Shared;
+use crate::clock;
+use crate::endpoint::Endpoint;
+use crate::table::Table;
+use histogram::Histogram;
+use page::Page;
+
+/// One metric: its name, its kind, its labels and what it means.
+pub(crate) struct Metric {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) labels: &'static [&'static str],
+    pub(crate) help: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+const VERSION: &[&str] = &["service", "version"];
+const ENDPOINT: &[&str] = &["service", "version", "endpoint"];
+
+macro_rules! metrics {
+    ($($id:ident = $kind:ident $name:literal $labels:expr, $help:literal;)*) => {
+        $(const $id: Metric = Metric { name: $name, kind: Kind::$kind, labels: $labels, help: $help };)*
+        /// All metrics, in the order in which they are exposed.
+        pub(crate) const ALL: &[&Metric] = &[$(&$id),*];
+    };
+}
+
+metrics! {
+    REQUESTS = Counter "backstop_requests_total" &["service", "version", "outcome"],
+        "Requests by how they ended: answered (whole), failed (an error in place of an answer), cut (a stream that ended with an error event), cancelled (the client left).";
+    REFUSED = Counter "backstop_refused_total" &["code"],
+        "Requests refused for a mistake of the client's, by the code of the error.";
+    ERRORS = Counter "backstop_errors_total" &["service", "version", "code"],
+        "Requests that failed or were cut, by the code of the error that the client got.";
+    RETRIES = Counter "backstop_retries_total" VERSION,
+        "Attempts beyond the first of a request.";
+    FIRST_TOKEN = Histogram "backstop_first_token_seconds" VERSION,
+        "From the request to the first meaningful output of a stream, retries included.";
+    PER_TOKEN = Histogram "backstop_time_per_output_token_seconds" VERSION,
+        "Mean time between the pieces of a whole stream after its first.";
+    DURATION = Histogram "backstop_request_duration_seconds" VERSION,
+        "From the request to the end of a whole answer.";
+    TOKENS = Counter "backstop_tokens_total" &["service", "version", "direction"],
+        "Tokens of whole answers as the engine reports them (direction: input or output); for streams without a report, the pieces of text.";
+    ATTEMPTS = Counter "backstop_attempts_total" &["service", "version", "endpoint", "outcome"],
+        "Attempts by what they said about the endpoint: success, failure, or neutral (client errors, back-pressure, clients that left).";
+    IN_FLIGHT = Gauge "backstop_in_flight" ENDPOINT,
+        "Requests whose upstream part has not ended.";
+    STATE = Gauge "backstop_endpoint_state" &["service", "version", "endpoint", "state"],
+        "1 for the state that the endpoint is in, 0 for the others.";
+    BREAKER = Gauge "backstop_breaker_open" ENDPOINT,
+        "1 while the circuit breaker is open or half-open.";
+    EJECTED = Gauge "backstop_endpoint_ejected" ENDPOINT,
+        "1 while the endpoint is ejected as an outlier.";
+    ENGINE_RUNNING = Gauge "backstop_engine_requests_running" ENDPOINT,
+        "Requests that the engine says it runs; only of engines that report it.";
+    ENGINE_WAITING = Gauge "backstop_engine_requests_waiting" ENDPOINT,
+        "Requests that the engine says wait in its queue; only of engines that report it.";
+    ENGINE_KV = Gauge "backstop_engine_kv_cache_usage_ratio" ENDPOINT,
+        "Used share of the engine's KV cache, 0 to 1; only of engines that report it.";
+    REVISION = Gauge "backstop_table_revision" &[],
+        "Revision of the configuration that serves.";
+    BUILD = Gauge "backstop_build_info" &["release"],
+        "1, with the release of this program.";
+    MEMORY = Gauge "process_resident_memory_bytes" &[],
+        "Resident memory of this process.";
+    DESCRIPTORS = Gauge "process_open_fds" &[],
+        "Open file descriptors of this process.";
+}
+
+/// How a request ended, for [`REQUESTS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Answered,
+    Failed,
+    Cut,
+    Cancelled,
+}
+
+impl Ended {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Answered, "answered"),
+        (Self::Failed, "failed"),
+        (Self::Cut, "cut"),
+        (Self::Cancelled, "cancelled"),
+    ];
+}
+
+/// Counts by the code of an error: a fixed set, and not on the usual path.
+#[derive(Debug, Default)]
+pub(crate) struct ByCode(Mutex<BTreeMap<&'static str, u64>>);
+
+impl ByCode {
+    pub(crate) fn count(&self, code: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
+    }
+
+    fn all(&self) -> BTreeMap<&'static str, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Counts of one version; they outlive changes of the table that keep it.
+#[derive(Debug, Default)]
+pub(crate) struct VersionMetrics {
+    ended: [AtomicU64; 4],
+    errors: ByCode,
+    retries: AtomicU64,
+    first_token: Histogram,
+    per_token: Histogram,
+    duration: Histogram,
+    input_tokens: AtomicU64,
+    output_tokens: AtomicU64,
+}
+
+impl VersionMetrics {
+    pub(crate) fn retried(&self) {
+        self.retries.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn first_token(&self, after: Duration) {
+        self.first_token.observe(after);
+    }
+
+    /// `code` is that of the error the client got, if any.
+    pub(crate) fn ended(&self, ended: Ended, duration: Duration, code: Option<&'static str>) {
+        self.ended[ended as usize].fetch_add(1, Relaxed);
+        if ended == Ended::Answered {
+            self.duration.observe(duration);
+        } else if let Some(code) = code {
+            self.errors.count(code);
+        }
+    }
+
+    pub(crate) fn tokens(&self, usage: Usage) {
+        self.input_tokens.fetch_add(usage.input, Relaxed);
+        self.output_tokens.fetch_add(usage.output, Relaxed);
+    }
+
+    /// A whole stream brought `pieces` of text, the last one `elapsed` after the first.
+    pub(crate) fn paced(&self, pieces: u64, elapsed: Duration) {
+        if let Some(gaps) =
+            pieces.checked_sub(1).and_then(|gaps| u32::try_from(gaps).ok()).filter(|gaps| *gaps > 0)
+        {
+            self.per_token.observe(elapsed / gaps);
+        }
+    }
+}
+
+/// The exposition, in Prometheus' text format.
+pub(crate) fn page(shared: &Shared) -> String {
+    let table = shared.table.load();
+    let mut page = Page::default();
+    for (code, count) in shared.refused.all() {
+        page.add(&REFUSED, &[code], count as f64);
+    }
+    page.add(&REVISION, &[], table.revision as f64);
+    page.add(&BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
+    if let Some(bytes) = process::resident_bytes() {
+        page.add(&MEMORY, &[], bytes as f64);
+    }
+    if let Some(open) = process::open_descriptors() {
+        page.add(&DESCRIPTORS, &[], open as f64);
+    }
+    add_versions(&mut page, &table);
+    page.finish(ALL)
+}
+
+fn add_versions(page: &mut Page, table: &Table) {
+    for service in table.services.values() {
+        for version in &service.versions {
+            let names = [&*service.name, &*version.name];
+            let [service_name, version_name] = names;
+            let metrics = &version.metrics;
+            for (ended, name) in Ended::ALL {
+                let count = metrics.ended[ended as usize].load(Relaxed);
+                page.add(&REQUESTS, &[service_name, version_name, name], count as f64);
+            }
+            for (code, count) in metrics.errors.all() {
+                page.add(&ERRORS, &[service_name, version_name, code], count as f64);
+            }
+            page.add(&RETRIES, &names, metrics.retries.load(Relaxed) as f64);
+            page.add_histogram(&FIRST_TOKEN, &names, &metrics.first_token);
+            page.add_histogram(&PER_TOKEN, &names, &metrics.per_token);
+            page.add_histogram(&DURATION, &names, &metrics.duration);
+            let tokens = [("input", &metrics.input_tokens), ("output", &metrics.output_tokens)];
+            for (direction, count) in tokens {
+                page.add(&TOKENS, &[service_name, version_name, direction], count.load(Relaxed) as f64);
+            }
+            for target in &version.targets {
+                add_endpoint(page, names, &target.endpoint);
+            }
+        }
+    }
+}
+
+fn add_endpoint(page: &mut Page, [service, version]: [&str; 2], endpoint: &Endpoint) {
+    let url = &*endpoint.id.url;
+    let names = [service, version, url];
+    for (outcome, count) in endpoint.attempts() {
+        page.add(&ATTEMPTS, &[service, version, url, outcome], count as f64);
+    }
+    page.add(&IN_FLIGHT, &names, f64::from(endpoint.in_flight()));
+    let now = endpoint.state();
+    for state in State::ALL {
+        page.add(&STATE, &[service, version, url, &state.to_string()], f64::from(u8::from(state == now)));
+    }
+    page.add(&BREAKER, &names, f64::from(u8::from(endpoint.breaker_is_open())));
+    page.add(&EJECTED, &names, f64::from(u8::from(endpoint.is_ejected(clock::now()))));
+    if let Some(engine) = endpoint.engine_report() {
+        page.add(&ENGINE_RUNNING, &names, engine.running as f64);
+        page.add(&ENGINE_WAITING, &names, engine.waiting as f64);
+        if let Some(usage) = engine.kv_usage {
+            page.add(&ENGINE_KV, &names, usage);
+        }
+    }
+}
+
+/// `docs/metrics.md`, which a test keeps up to date.
+#[cfg(test)]
+pub(crate) fn reference() -> String {
+    let mut out = String::from(
+        "# Metrics\n\n<!-- Generated from crates/gateway/src/metrics/mod.rs: UPDATE_DOCS=1 cargo test -p backstop-gateway -->\n\n\
+         Prometheus reads them from `/metrics` on the admin port. Counters begin at 0 with the process; those of a\n\
+         version live as long as the configuration names it.\n\n\
+         | Metric | Kind | Labels | Meaning |\n|---|---|---|---|\n",
+    );
+    for Metric { name, kind, labels, help } in ALL {
+        let labels = labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
+        out += &format!("| `{name}` | {} | {labels} | {help} |\n", kind.name());
+    }
+    let bounds = histogram::BOUNDS.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
+    out += &format!("\nHistograms have these upper bounds, in seconds: {bounds}.\n");
+    out
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(path, reference()).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(written == reference(), "run: UPDATE_DOCS=1 cargo test -p backstop-gateway");
+    }
+
+    #[test]
+    fn names_are_unique_and_follow_the_conventions() {
+        for (i, metric) in ALL.iter().enumerate() {
+            assert!(ALL[..i].iter().all(|other| other.name != metric.name), "{}", metric.name);
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+        }
+    }
+}
