@@ -4,8 +4,10 @@
 
 mod admin;
 mod check;
+mod client;
 mod demo;
 mod duration;
+mod endpoint;
 mod log;
 mod reload;
 mod serve;
@@ -34,6 +36,7 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     Check(check::Args),
+    Endpoint(endpoint::Args),
     Demo(demo::Args),
     /// Run a simulated model server with seeded faults, for tests and trials
     EngineSim(backstop_engine_sim::SimArgs),
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(&args),
+        Command::Endpoint(args) => endpoint::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::EngineSim(args) => engine_sim(args),
     };

@@ -5,16 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
-use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::SharedCounts;
+use crate::client;
 
 /// The longest a whole request may take; anything slower would be a hang.
 const REQUEST: Duration = Duration::from_secs(60);
@@ -116,7 +114,7 @@ async fn stream(addr: SocketAddr, client: usize, turn: u64) -> Ended {
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body.to_string())));
     let Ok(request) = request else { return Ended::Failed };
-    let Ok(response) = send(addr, request).await else { return Ended::Failed };
+    let Ok(response) = client::send(addr, request).await else { return Ended::Failed };
     if response.status() != 200 {
         return Ended::Failed;
     }
@@ -150,26 +148,4 @@ async fn read(mut body: hyper::body::Incoming, attempts: u32) -> Ended {
         }
     }
     Ended::Truncated { tokens }
-}
-
-async fn send(
-    addr: SocketAddr,
-    request: Request<Full<Bytes>>,
-) -> anyhow::Result<hyper::Response<hyper::body::Incoming>> {
-    let stream = TcpStream::connect(addr).await?;
-    stream.set_nodelay(true)?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    Ok(sender.send_request(request).await?)
-}
-
-/// Status and body of a GET.
-pub(super) async fn get(addr: SocketAddr, path: &str) -> anyhow::Result<(u16, Bytes)> {
-    let request = Request::get(path).header("host", addr.to_string()).body(Full::new(Bytes::new()))?;
-    let answered = async {
-        let response = send(addr, request).await?;
-        let status = response.status().as_u16();
-        anyhow::Ok((status, response.into_body().collect().await?.to_bytes()))
-    };
-    tokio::time::timeout(Duration::from_secs(2), answered).await.context("no answer")?
 }

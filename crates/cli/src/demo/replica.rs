@@ -10,7 +10,8 @@ use anyhow::Context;
 use serde::Deserialize;
 use tokio::process::{Child, Command};
 
-use super::{Engine, free_port, load};
+use super::{Engine, free_port};
+use crate::client;
 
 /// A directory for configuration and logs; removed at the end unless something went wrong.
 pub(super) struct Workspace {
@@ -68,7 +69,7 @@ impl Replica {
     }
 
     pub(super) async fn is_up(&self) -> bool {
-        load::get(self.addr, "/health").await.is_ok_and(|(status, _)| status == 200)
+        client::get(self.addr, "/health").await.is_ok_and(|(status, _)| status == 200)
     }
 
     /// As the kernel would when memory runs out.
@@ -151,11 +152,11 @@ impl Backstop {
     }
 
     pub(super) async fn is_ready(&self) -> bool {
-        load::get(self.listen, "/health/readiness").await.is_ok_and(|(status, _)| status == 200)
+        client::get(self.listen, "/health/readiness").await.is_ok_and(|(status, _)| status == 200)
     }
 
     pub(super) async fn endpoints(&self) -> anyhow::Result<Vec<EndpointView>> {
-        let (_, body) = load::get(self.admin, "/api/v1/endpoints").await?;
+        let (_, body) = client::get(self.admin, "/api/v1/endpoints").await?;
         Ok(serde_json::from_slice(&body)?)
     }
 

@@ -19,6 +19,7 @@ pub(crate) struct Backstop {
     lines: Arc<Mutex<Vec<String>>>,
     directory: PathBuf,
     pub(crate) addr: SocketAddr,
+    pub(crate) admin: SocketAddr,
 }
 
 /// A directory that no other test has.
@@ -69,10 +70,12 @@ impl Backstop {
             let lines = Arc::clone(&lines);
             move || stderr.lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line))
         });
-        let mut backstop = Self { child, lines, directory, addr: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut backstop = Self { child, lines, directory, addr: unknown, admin: unknown };
         until("serving", || backstop.logged("serving")).await;
         let line = backstop.log().into_iter().find(|line| line["message"] == "serving").unwrap();
         backstop.addr = line["listen"].as_str().unwrap().parse().unwrap();
+        backstop.admin = line["admin"].as_str().unwrap().parse().unwrap();
         backstop
     }
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+mod admin;
 mod backstop;
 mod check;
 #[expect(dead_code, reason = "shared with the gateway's tests, which need all of it")]
