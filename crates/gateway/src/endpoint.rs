@@ -160,7 +160,7 @@ impl Endpoint {
         load.dynamic.store(DynamicWeight::default().factor().to_bits(), Relaxed);
         Self {
             pool: Arc::new(Pool::new(settings.spec.target.clone())),
-            identity: fnv1a(&id.url),
+            identity: fnv1a(id.url.as_bytes()),
             id,
             settings: ArcSwap::from_pointee(settings),
             suspicion: Notify::new(),
@@ -468,7 +468,8 @@ impl Drop for Lease {
 }
 
 /// FNV-1a: small, and the same in every process, which session affinity across gateways needs.
-pub(crate) fn fnv1a(text: &str) -> u64 {
-    text.bytes()
-        .fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3))
 }

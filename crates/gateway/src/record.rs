@@ -20,11 +20,7 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     requests: AtomicU64,
-    answered: AtomicU64,
-    refused: AtomicU64,
-    failed: AtomicU64,
-    cut: AtomicU64,
-    cancelled: AtomicU64,
+    ended: [AtomicU64; Ended::COUNT],
     retries: AtomicU64,
     failovers: AtomicU64,
 }
@@ -52,28 +48,18 @@ pub struct TotalsSnapshot {
 
 impl Totals {
     pub(crate) fn snapshot(&self) -> TotalsSnapshot {
+        let ended = |ended: Ended| self.ended[ended as usize].load(Relaxed);
         TotalsSnapshot {
             requests: self.requests.load(Relaxed),
-            answered: self.answered.load(Relaxed),
-            refused: self.refused.load(Relaxed),
-            failed: self.failed.load(Relaxed),
-            cut: self.cut.load(Relaxed),
-            cancelled: self.cancelled.load(Relaxed),
+            answered: ended(Ended::Answered),
+            refused: ended(Ended::Refused),
+            failed: ended(Ended::Failed),
+            cut: ended(Ended::Cut),
+            cancelled: ended(Ended::Cancelled),
             retries: self.retries.load(Relaxed),
             failovers: self.failovers.load(Relaxed),
         }
     }
-}
-
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// Nothing was said before the record was dropped: the client has gone.
-    Cancelled,
-    Answered,
-    Refused,
-    Failed,
-    Cut,
 }
 
 pub(crate) struct Record {
@@ -94,7 +80,7 @@ pub(crate) struct Record {
     first_token: Option<Duration>,
     status: u16,
     code: Option<&'static str>,
-    end: End,
+    ended: Ended,
 }
 
 impl Record {
@@ -119,7 +105,7 @@ impl Record {
             first_token: None,
             status: 499,
             code: None,
-            end: End::Cancelled,
+            ended: Ended::Cancelled,
         }
     }
 
@@ -175,49 +161,36 @@ impl Record {
         }
     }
 
-    /// The head has been sent with this status; the end is still open.
-    pub(crate) fn committed(&mut self, status: u16) {
-        self.status = status;
-    }
-
     pub(crate) fn answered(mut self, status: u16) {
-        (self.status, self.end) = (status, End::Answered);
+        (self.status, self.ended) = (status, Ended::Answered);
     }
 
     pub(crate) fn refused(mut self, status: u16, code: &'static str) {
-        (self.status, self.code, self.end) = (status, Some(code), End::Refused);
+        (self.status, self.code, self.ended) = (status, Some(code), Ended::Refused);
     }
 
     pub(crate) fn failed(mut self, status: u16, code: &'static str) {
-        (self.status, self.code, self.end) = (status, Some(code), End::Failed);
+        (self.status, self.code, self.ended) = (status, Some(code), Ended::Failed);
     }
 
-    /// A stream that had begun ends with an error event.
+    /// A stream that had begun, with status 200 as all do, ends with an error event.
     pub(crate) fn cut(mut self, code: &'static str) {
-        (self.code, self.end) = (Some(code), End::Cut);
+        (self.status, self.code, self.ended) = (200, Some(code), Ended::Cut);
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
         let duration = clock::now() - self.started;
-        let (count, outcome, ended) = match self.end {
-            End::Cancelled => (&self.totals.cancelled, "cancelled", Some(Ended::Cancelled)),
-            End::Answered => (&self.totals.answered, "answered", Some(Ended::Answered)),
-            End::Refused => (&self.totals.refused, "refused", None),
-            End::Failed => (&self.totals.failed, "failed", Some(Ended::Failed)),
-            End::Cut => (&self.totals.cut, "cut", Some(Ended::Cut)),
-        };
-        count.fetch_add(1, Relaxed);
-        match (ended, &self.metrics, self.code) {
-            (Some(ended), Some(metrics), code) => metrics.ended(ended, duration, code),
-            (None, _, Some(code)) => self.refusals.count(code),
+        self.totals.ended[self.ended as usize].fetch_add(1, Relaxed);
+        match (self.ended, &self.metrics, self.code) {
+            (Ended::Refused, _, Some(code)) => self.refusals.count(code),
+            (ended, Some(metrics), code) => metrics.ended(ended, duration, code),
             _ => {}
         }
-        if self.end == End::Answered && self.failed_over {
+        if self.ended == Ended::Answered && self.failed_over {
             self.totals.failovers.fetch_add(1, Relaxed);
         }
-        let status = if self.end == End::Cancelled { 499 } else { self.status };
         macro_rules! log {
             ($level:ident) => {
                 $level!(
@@ -229,8 +202,8 @@ impl Drop for Record {
                     version = self.version.as_deref(),
                     env = self.env,
                     endpoint = self.endpoint.as_deref(),
-                    status,
-                    outcome,
+                    status = self.status,
+                    outcome = self.ended.name(),
                     error = self.code,
                     stream = self.stream,
                     attempts = self.attempts,
@@ -240,7 +213,7 @@ impl Drop for Record {
                 )
             };
         }
-        if matches!(self.end, End::Failed | End::Cut) { log!(warn) } else { log!(info) }
+        if matches!(self.ended, Ended::Failed | Ended::Cut) { log!(warn) } else { log!(info) }
     }
 }
 

@@ -3,7 +3,7 @@
 //! accept → read head → read body → peek → choose service and version → pick endpoint → send → wait for the first
 //! meaningful output → commit the head → relay → end. What can still fail over happens before the commit.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,9 +89,9 @@ async fn understand(
     let version = service.assign(&head.headers);
     let stream = asked.as_ref().is_some_and(|peek| peek.stream);
     record.routed(&service.name, version, stream);
-    let session = head.headers.get(SESSION).and_then(|id| id.to_str().ok()).map(fnv1a);
-    let user = asked.as_ref().and_then(|peek| peek.user.as_deref()).map(fnv1a);
-    let session = session.or(user).unwrap_or_else(|| fnv1a(&peer.ip().to_string()));
+    let session = head.headers.get(SESSION).map(|id| fnv1a(id.as_bytes()));
+    let user = asked.as_ref().and_then(|peek| peek.user.as_ref()).map(|user| fnv1a(user.as_bytes()));
+    let session = session.or(user).unwrap_or_else(|| fnv1a(&ip_octets(peer.ip())));
     let total = Total { deadline: record.started + service.timeouts.total, limit: service.timeouts.total };
     Ok(Routed {
         api,
@@ -112,6 +112,14 @@ async fn understand(
         retry: service.retry,
         session: mix(session),
     })
+}
+
+/// The same for an IPv4 client, whether or not the listener shows it as an IPv6 one.
+fn ip_octets(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
 }
 
 /// The service that a request names, by header or by `model`, and what its JSON body asks for.
@@ -304,7 +312,6 @@ fn commit(
         }
         Won::Stream { headers, reader, held, ended } => {
             record.first_token(crate::clock::now() - record.started);
-            record.committed(200);
             let inter_token = routed.timeouts.inter_token;
             let mut relay =
                 Box::new(Relay::new(shared, reader, lease, held, inter_token, routed.total, record));

@@ -1,11 +1,11 @@
 use std::net::TcpListener;
 use std::process::Command;
 
-use backstop_engine_sim::Fault;
+use backstop_engine_sim::{Fault, Sim};
 use tokio::net::TcpStream;
 
 use crate::backstop::{BIN, Backstop, config, directory, oracle, sim};
-use crate::client::{CHAT, Conn, End, error_code, events, hi, soon, until};
+use crate::client::{CHAT, Conn, End, Reply, error_code, events, hi, soon, until};
 
 #[tokio::test]
 async fn running_streams_may_end() {
@@ -37,30 +37,49 @@ async fn running_streams_may_end() {
     }
 }
 
+/// A stream that stands still after three tokens, and a plain request that gets no answer.
+struct Stuck {
+    streaming: Conn,
+    begun: Reply,
+    waiting: Conn,
+}
+
+impl Stuck {
+    async fn on(backstop: &Backstop, sim: &Sim) -> Self {
+        sim.set_fault(Fault::Stall { after: 3 });
+        let mut streaming = Conn::open(backstop.addr).await;
+        streaming.send("POST", CHAT, "", &hi(true)).await;
+        let mut begun = streaming.head().await.unwrap();
+        begun.body = streaming.contents(3).await;
+        sim.set_fault(Fault::NoAnswer);
+        let mut waiting = Conn::open(backstop.addr).await;
+        waiting.send("POST", CHAT, "", &hi(false)).await;
+        Self { streaming, begun, waiting }
+    }
+
+    /// Both end properly, and say why.
+    async fn end_told(mut self) {
+        self.streaming.body(&mut self.begun).await;
+        assert_eq!((self.begun.end, self.begun.content()), (End::Complete, oracle(3)));
+        let last = events(&self.begun.body).unwrap().pop().unwrap();
+        assert_eq!(error_code(&serde_json::from_str(&last).unwrap()), "shutting_down");
+        let reply = self.waiting.reply().await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (503, "shutting_down"));
+        assert_eq!(reply.header("retry-after"), Some("1"));
+    }
+}
+
 #[tokio::test]
-async fn what_does_not_end_in_time_is_told() {
+async fn what_does_not_end_in_time_end_told() {
     let sim = sim(0, 64).await;
     let mut backstop = Backstop::serve(&config(&[&sim]), &["--drain", "1s"]).await;
     backstop.ready().await;
-    sim.set_fault(Fault::Stall { after: 3 });
-    let mut streaming = Conn::open(backstop.addr).await;
-    streaming.send("POST", CHAT, "", &hi(true)).await;
-    let mut reply = streaming.head().await.unwrap();
-    reply.body = streaming.contents(3).await;
-    sim.set_fault(Fault::NoAnswer);
-    let mut waiting = Conn::open(backstop.addr).await;
-    waiting.send("POST", CHAT, "", &hi(false)).await;
+    let stuck = Stuck::on(&backstop, &sim).await;
     let mut half = Conn::open(backstop.addr).await;
     half.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: 100\r\n\r\n{").await;
     until("both run", || sim.in_flight() == 2).await;
     backstop.signal("TERM");
-    streaming.body(&mut reply).await;
-    assert_eq!((reply.end, reply.content()), (End::Complete, oracle(3)));
-    let last = events(&reply.body).unwrap().pop().unwrap();
-    assert_eq!(error_code(&serde_json::from_str(&last).unwrap()), "shutting_down");
-    let reply = waiting.reply().await;
-    assert_eq!((reply.status, reply.error_code().as_str()), (503, "shutting_down"));
-    assert_eq!(reply.header("retry-after"), Some("1"));
+    stuck.end_told().await;
     let reply = half.reply().await;
     assert_eq!((reply.status, reply.error_code().as_str()), (503, "shutting_down"));
     assert_eq!(backstop.exit().await.code(), Some(0));
@@ -75,26 +94,14 @@ async fn a_second_signal_ends_the_drain() {
         // Longer than any test waits.
         let mut backstop = Backstop::serve(&config(&[&sim]), &["--drain", "10m"]).await;
         backstop.ready().await;
-        sim.set_fault(Fault::Stall { after: 3 });
-        let mut streaming = Conn::open(backstop.addr).await;
-        streaming.send("POST", CHAT, "", &hi(true)).await;
-        let mut reply = streaming.head().await.unwrap();
-        reply.body = streaming.contents(3).await;
-        sim.set_fault(Fault::NoAnswer);
-        let mut waiting = Conn::open(backstop.addr).await;
-        waiting.send("POST", CHAT, "", &hi(false)).await;
+        let stuck = Stuck::on(&backstop, &sim).await;
         until("both run", || sim.in_flight() == 2).await;
         backstop.signal(first);
         let refused = async { while TcpStream::connect(backstop.addr).await.is_ok() {} };
         soon("draining", refused).await;
         assert_eq!(sim.in_flight(), 2, "one signal leaves them time");
         backstop.signal(second);
-        streaming.body(&mut reply).await;
-        assert_eq!((reply.end, reply.content()), (End::Complete, oracle(3)));
-        let last = events(&reply.body).unwrap().pop().unwrap();
-        assert_eq!(error_code(&serde_json::from_str(&last).unwrap()), "shutting_down");
-        let reply = waiting.reply().await;
-        assert_eq!((reply.status, reply.error_code().as_str()), (503, "shutting_down"));
+        stuck.end_told().await;
         assert_eq!(backstop.exit().await.code(), Some(0));
         until("cancelled upstream", || sim.cancelled() == 2).await;
     }

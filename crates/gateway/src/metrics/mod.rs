@@ -92,22 +92,32 @@ metrics! {
         "Open file descriptors of this process.";
 }
 
-/// How a request ended, for [`REQUESTS`].
+/// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
     Answered,
     Failed,
     Cut,
+    /// Nothing else was said of it: the client has gone.
     Cancelled,
+    /// For a mistake of the client's, before it came to a version.
+    Refused,
 }
 
 impl Ended {
-    const ALL: [(Self, &'static str); 4] = [
-        (Self::Answered, "answered"),
-        (Self::Failed, "failed"),
-        (Self::Cut, "cut"),
-        (Self::Cancelled, "cancelled"),
-    ];
+    pub(crate) const COUNT: usize = 5;
+    /// Those that versions count, for [`REQUESTS`].
+    const OF_VERSIONS: [Self; 4] = [Self::Answered, Self::Failed, Self::Cut, Self::Cancelled];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Failed => "failed",
+            Self::Cut => "cut",
+            Self::Cancelled => "cancelled",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// Counts by the code of an error: a fixed set, and not on the usual path.
@@ -127,7 +137,7 @@ impl ByCode {
 /// Counts of one version; they outlive changes of the table that keep it.
 #[derive(Debug, Default)]
 pub(crate) struct VersionMetrics {
-    ended: [AtomicU64; 4],
+    ended: [AtomicU64; Ended::COUNT],
     errors: ByCode,
     retries: AtomicU64,
     first_token: Histogram,
@@ -196,9 +206,9 @@ fn add_versions(page: &mut Page, table: &Table) {
             let names = [&*service.name, &*version.name];
             let [service_name, version_name] = names;
             let metrics = &version.metrics;
-            for (ended, name) in Ended::ALL {
+            for ended in Ended::OF_VERSIONS {
                 let count = metrics.ended[ended as usize].load(Relaxed);
-                page.add(&REQUESTS, &[service_name, version_name, name], count as f64);
+                page.add(&REQUESTS, &[service_name, version_name, ended.name()], count as f64);
             }
             for (code, count) in metrics.errors.all() {
                 page.add(&ERRORS, &[service_name, version_name, code], count as f64);
