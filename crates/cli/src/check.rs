@@ -25,7 +25,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let problems = match backstop_config::load(&args.file) {
         Ok(config) => {
-            let table = backstop_config::compile(&config, 1);
+            let table = backstop_config::compile(&config, &backstop_config::Intent::default(), 1);
             if args.json {
                 println!("[]");
             } else {

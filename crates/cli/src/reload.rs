@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_config::Config;
+use backstop_config::{Config, Intent};
 use backstop_gateway::Gateway;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
@@ -87,7 +87,7 @@ impl Reloader {
             );
         }
         self.revision += 1;
-        self.gateway.apply(&backstop_config::compile(&config, self.revision));
+        self.gateway.apply(&backstop_config::compile(&config, &Intent::default(), self.revision));
         info!(why, revision = self.revision, "configuration reloaded");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use backstop_config::{Config, Store};
+use backstop_config::{Config, Intent, Store};
 use backstop_gateway::Gateway;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -75,7 +75,7 @@ async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<(
     info!(listen = %listener.local_addr()?, admin = %admin_listener.local_addr()?, "serving");
 
     let gateway = Arc::new(Gateway::new());
-    gateway.apply(&backstop_config::compile(&config, 1));
+    gateway.apply(&backstop_config::compile(&config, &Intent::default(), 1));
     let reloader = Reloader::new(&args.config, content, config, Arc::clone(&gateway))?;
     let reloading = tokio::spawn(reloader.watch());
     let admin = admin::router(Arc::clone(&gateway));

@@ -6,12 +6,22 @@ use crate::node::{Content, Entry, Kind, Node, Scalar};
 use crate::problem::{Problem, alternatives, nearest, shown};
 use crate::schema::{Schema, Shape, is_required, properties};
 use crate::source::join;
-use crate::units::{self, Secret, Span, Unit};
+use crate::units::{self, KeyHash, Secret, Span, Unit};
 
 /// The tree as a JSON value, ready to become the types; `None` if anything is wrong, which is then among
 /// `problems`.
 pub(crate) fn check(root: &Node, schema: &Schema, file: &str, problems: &mut Vec<Problem>) -> Option<Value> {
     Checker { schema, file, problems }.value(root, schema.root(), "")
+}
+
+/// The same for a single endpoint.
+pub(crate) fn check_endpoint(
+    endpoint: &Node,
+    schema: &Schema,
+    file: &str,
+    problems: &mut Vec<Problem>,
+) -> Option<Value> {
+    Checker { schema, file, problems }.value(endpoint, &schema.root()["$defs"]["endpoint"], "")
 }
 
 struct Checker<'a> {
@@ -259,11 +269,9 @@ impl Checker<'_> {
     }
 
     fn problem(&self, node: &Node, schema: &Value, path: &str, what: &str) -> Problem {
-        let shown = if schema["format"] == Secret::FORMAT && !node.is_filled() {
-            "***".to_owned()
-        } else {
-            node.shown()
-        };
+        // Where a hash belongs, the key itself may stand by mistake.
+        let secret = schema["format"] == Secret::FORMAT || schema["format"] == KeyHash::FORMAT;
+        let shown = if secret && !node.is_filled() { "***".to_owned() } else { node.shown() };
         Problem::new(self.file, node.at, path.to_owned(), format!("`{shown}` {what}"))
             .value(shown)
             .expected(self.schema.expected(schema))

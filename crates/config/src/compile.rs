@@ -1,14 +1,57 @@
 //! Turns a valid configuration into the table that the planes share.
 
 use backstop_core::table::{
-    BalancePolicy, BreakerSpec, CheckSpec, EndpointSpec, Engine, HealthSpec, InferenceSpec, OutlierSpec,
-    RetrySpec, RuleSpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
+    Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyEffect, DependencySpec, DnsSpec,
+    EndpointSpec, Engine, HealthSpec, InferenceSpec, KeySpec, OutlierSpec, Protocol, RegionMode, RegionSpec,
+    RetrySpec, Role, RuleSpec, ServiceSpec, TableSpec, Timeouts, TlsSpec, TokenSpec, VersionSpec,
 };
+use sha2::{Digest as _, Sha256};
 
 use crate::types;
+use crate::units::Name;
 
-pub(crate) fn table(services: &[types::Service], revision: u64) -> TableSpec {
-    TableSpec { revision, services: services.iter().map(service).collect() }
+pub(crate) fn table(document: &types::Document, revision: u64) -> TableSpec {
+    TableSpec {
+        revision,
+        region: document.region.as_ref().map(text),
+        keys: document.keys.iter().map(key).collect(),
+        tokens: document.admin.tokens.iter().map(token).collect(),
+        dns: DnsSpec {
+            servers: document.dns.servers.iter().map(|server| server.0).collect(),
+            min_ttl: document.dns.min_ttl.0,
+            max_ttl: document.dns.max_ttl.0,
+        },
+        services: document.services.iter().map(service).collect(),
+    }
+}
+
+fn text(name: &Name) -> String {
+    name.0.clone()
+}
+
+fn key(key: &types::Key) -> KeySpec {
+    KeySpec {
+        name: text(&key.name),
+        digest: key.hash.0,
+        tenant: key.tenant.as_ref().map(text),
+        services: key.services.as_ref().map(|services| services.iter().map(text).collect()),
+    }
+}
+
+fn token(token: &types::Token) -> TokenSpec {
+    TokenSpec {
+        name: text(&token.name),
+        digest: digest(&token.token.0),
+        role: match token.role {
+            types::Role::Viewer => Role::Viewer,
+            types::Role::Operator => Role::Operator,
+        },
+    }
+}
+
+/// What a key or token is recognised by.
+pub(crate) fn digest(secret: &str) -> backstop_core::table::Digest {
+    backstop_core::table::Digest(Sha256::digest(secret).into())
 }
 
 fn service(service: &types::Service) -> ServiceSpec {
@@ -22,6 +65,14 @@ fn service(service: &types::Service) -> ServiceSpec {
         versions: service.versions.iter().map(version).collect(),
         rules: service.rules.iter().filter_map(rule).collect(),
         balance: balance(service.balance),
+        regions: RegionSpec {
+            mode: match service.regions.mode {
+                types::RegionMode::ActiveActive => RegionMode::ActiveActive,
+                types::RegionMode::ActivePassive => RegionMode::ActivePassive,
+            },
+            order: service.regions.order.iter().map(text).collect(),
+        },
+        dependencies: service.dependencies.iter().map(dependency).collect(),
         timeouts: timeouts(&service.timeouts),
         retry: RetrySpec { attempts: service.retry.attempts, backoff: service.retry.backoff.0 },
         breaker: BreakerSpec { failures: service.breaker.failures, open: service.breaker.open.0 },
@@ -45,7 +96,37 @@ fn endpoint(endpoint: &types::Endpoint) -> EndpointSpec {
         model: endpoint.model.clone(),
         weight: endpoint.weight,
         priority: endpoint.priority,
+        region: endpoint.region.as_ref().map(text),
+        protocol: match endpoint.protocol {
+            types::Protocol::Auto => Protocol::Auto,
+            types::Protocol::Http1 => Protocol::Http1,
+            types::Protocol::Http2 => Protocol::Http2,
+        },
+        tls: endpoint.tls.as_ref().map_or_else(TlsSpec::default, |tls| TlsSpec {
+            ca: tls.ca.as_ref().map(Into::into),
+            server_name: tls.server_name.clone(),
+        }),
+        addresses: match endpoint.addresses {
+            types::Addresses::One => Addresses::One,
+            types::Addresses::Each => Addresses::Each,
+        },
+        duty: endpoint.duty,
         api_key: endpoint.api_key.as_ref().map(|key| key.0.clone()),
+    }
+}
+
+fn dependency(dependency: &types::Dependency) -> DependencySpec {
+    DependencySpec {
+        name: text(&dependency.name),
+        check: dependency.url.check.clone(),
+        effect: match dependency.effect {
+            types::DependencyEffect::NotReady => DependencyEffect::NotReady,
+            types::DependencyEffect::Degraded => DependencyEffect::Degraded,
+        },
+        interval: dependency.interval.0,
+        timeout: dependency.timeout.0,
+        up: dependency.up,
+        down: dependency.down,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use backstop_core::table::Target;
+use backstop_core::table::{DependencyCheck, Scheme, Target};
 use serde::{Serialize, Serializer};
 
 use crate::units::{Complaint, Unit, unit};
@@ -15,31 +15,39 @@ unit!(HttpUrl);
 
 impl Unit for HttpUrl {
     const FORMAT: &'static str = "http-url";
-    const EXPECTED: &'static str = "`http://`, a host, a port and perhaps a path, such as `http://10.0.0.7:8000` or `http://gpu-1:8000/openai`";
+    const EXPECTED: &'static str = "`http://` or `https://`, a host, a port and perhaps a path, such as `http://10.0.0.7:8000` or `https://gpu-1/openai`";
 
     fn parse(text: &str) -> Result<Self, Complaint> {
         const NOT: Complaint = Complaint::new("is not an HTTP URL", HttpUrl::EXPECTED);
-        let (scheme, rest) = text.split_once("://").ok_or(NOT.hint("begin it with `http://`"))?;
-        if scheme.eq_ignore_ascii_case("https") {
-            return Err(Complaint::new("uses TLS", Self::EXPECTED)
-                .hint("TLS to upstreams comes in a later release; this one speaks plain HTTP to them"));
-        }
-        if !scheme.eq_ignore_ascii_case("http") {
-            return Err(NOT);
-        }
-        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        if path.contains(['?', '#']) {
+        let (target, path) = split_url(text, NOT)?;
+        if path.contains('?') {
             return Err(NOT.hint("leave out the query and the fragment"));
         }
-        if authority.contains('@') {
-            return Err(NOT.hint("leave out the user; a key for the upstream goes into `api_key`"));
-        }
-        let (host, port) = split_authority(authority).ok_or(NOT)?;
-        if !is_path(path) {
-            return Err(NOT);
-        }
-        Ok(Self(Target { host: host.to_owned(), port, base_path: base_path(path).to_owned() }))
+        Ok(Self(Target { base_path: base_path(path).to_owned(), ..target }))
     }
+}
+
+/// An HTTP URL without credentials and fragment → its target without base path, and its path with the query.
+fn split_url(text: &str, not: Complaint) -> Result<(Target, &str), Complaint> {
+    let (scheme, rest) = text.split_once("://").ok_or(not.clone().hint("begin it with `http://`"))?;
+    let (scheme, default_port) = match scheme.to_ascii_lowercase().as_str() {
+        "http" => (Scheme::Http, 80),
+        "https" => (Scheme::Https, 443),
+        _ => return Err(not),
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    if path.contains('#') {
+        return Err(not.hint("leave out the query and the fragment"));
+    }
+    if authority.contains('@') {
+        return Err(not.hint("leave out the user; a key for the upstream goes into `api_key`"));
+    }
+    let (host, port) = split_authority(authority, default_port).ok_or(not.clone())?;
+    let (only_path, query) = path.split_once('?').unwrap_or((path, ""));
+    if !is_path(only_path) || !is_query(query) {
+        return Err(not);
+    }
+    Ok((Target { scheme, host: host.to_owned(), port, base_path: String::new() }, path))
 }
 
 /// Requests bring their own `/v1/…`, so a base that ends with it would double it.
@@ -48,8 +56,8 @@ fn base_path(path: &str) -> &str {
     path.strip_suffix("/v1").unwrap_or(path).trim_end_matches('/')
 }
 
-/// Host (IPv6 without brackets) and port, 80 if there is none.
-fn split_authority(authority: &str) -> Option<(&str, u16)> {
+/// Host (IPv6 without brackets) and port.
+fn split_authority(authority: &str, default_port: u16) -> Option<(&str, u16)> {
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, port) = rest.split_once(']')?;
         host.parse::<Ipv6Addr>().ok()?;
@@ -63,7 +71,7 @@ fn split_authority(authority: &str) -> Option<(&str, u16)> {
         (host, port)
     };
     let port = match port.strip_prefix(':') {
-        None if port.is_empty() => 80,
+        None if port.is_empty() => default_port,
         Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
             digits.parse().ok().filter(|port| *port > 0)?
         }
@@ -155,5 +163,53 @@ impl Unit for HeaderText {
         } else {
             Err(Complaint::new("is not the value of a header", Self::EXPECTED))
         }
+    }
+}
+
+impl Serialize for HeaderName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl Serialize for HeaderText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// Where to look whether a dependency is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CheckUrl {
+    pub(crate) check: DependencyCheck,
+    written: String,
+}
+
+unit!(CheckUrl);
+
+impl Unit for CheckUrl {
+    const FORMAT: &'static str = "check-url";
+    const EXPECTED: &'static str = "an HTTP URL that answers 200, such as `http://10.0.0.9:6333/healthz`, or `tcp://` with host and port";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        const NOT: Complaint = Complaint::new("is not a URL to check", CheckUrl::EXPECTED);
+        let check = match text.strip_prefix("tcp://") {
+            Some(authority) => {
+                let (host, port) = split_authority(authority, 0).filter(|(_, port)| *port > 0).ok_or(NOT)?;
+                DependencyCheck::Tcp { host: host.to_owned(), port }
+            }
+            None => {
+                let (target, path) = split_url(text, NOT)?;
+                let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+                DependencyCheck::Http { target, path }
+            }
+        };
+        Ok(Self { check, written: text.to_owned() })
+    }
+}
+
+impl Serialize for CheckUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.written)
     }
 }

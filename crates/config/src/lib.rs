@@ -12,6 +12,7 @@ mod check;
 mod compile;
 mod env;
 mod http;
+mod intent;
 mod node;
 mod order;
 mod problem;
@@ -29,9 +30,10 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use backstop_core::table::TableSpec;
+use backstop_core::table::{Digest, TableSpec};
 use serde_json::Value;
 
+pub use crate::intent::{EndpointIntent, Force, Intent, IntentError, Place, Standing};
 pub use crate::problem::{Problem, Problems};
 pub use crate::units::Store;
 
@@ -41,31 +43,74 @@ const MOST_BYTES: u64 = 4 << 20;
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    listen: SocketAddr,
-    admin_listen: SocketAddr,
-    store: Store,
-    state_dir: PathBuf,
-    services: Vec<types::Service>,
+    document: types::Document,
+}
+
+/// Certificate and key of a listener, both PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerTls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 impl Config {
     /// Where clients connect; port 0 = any free port.
     pub fn listen(&self) -> SocketAddr {
-        self.listen
+        self.document.listen.0
     }
 
-    /// Where the admin API listens, a loopback address; port 0 = any free port.
+    /// TLS towards clients; `None` = cleartext.
+    pub fn tls(&self) -> Option<ServerTls> {
+        self.document.tls.as_ref().map(ServerTls::from)
+    }
+
+    /// Where the control API listens, a loopback address unless there are tokens; port 0 = any free port.
     pub fn admin_listen(&self) -> SocketAddr {
-        self.admin_listen
+        self.document.admin.listen.0
+    }
+
+    /// TLS of the control API; `None` = cleartext.
+    pub fn admin_tls(&self) -> Option<ServerTls> {
+        self.document.admin.tls.as_ref().map(ServerTls::from)
     }
 
     pub fn store(&self) -> &Store {
-        &self.store
+        &self.document.store
     }
 
     /// As written: relative to the working directory unless absolute.
     pub fn state_dir(&self) -> &Path {
-        &self.state_dir
+        Path::new(&self.document.state_dir)
+    }
+
+    /// Everything that is in force: the file with its defaults filled in and the run-time changes of `intent`, in
+    /// the form of the file. Secrets are left out.
+    pub fn effective(&self, intent: &Intent) -> Value {
+        let mut document = intent.merged(&self.document);
+        for service in &mut document.services {
+            service.models.get_or_insert_with(|| vec![service.name.0.clone()]);
+            service.stable = service.stable.take().or_else(|| Some(service.versions.first()?.name.clone()));
+        }
+        // A key that is not given and has no default has nothing to show.
+        fn without_nulls(value: &mut Value) {
+            match value {
+                Value::Object(map) => {
+                    map.retain(|_, value| !value.is_null());
+                    map.values_mut().for_each(without_nulls);
+                }
+                Value::Array(items) => items.iter_mut().for_each(without_nulls),
+                _ => {}
+            }
+        }
+        let mut value = serde_json::to_value(&document).unwrap_or_default();
+        without_nulls(&mut value);
+        value
+    }
+}
+
+impl From<&types::ServerTls> for ServerTls {
+    fn from(tls: &types::ServerTls) -> Self {
+        Self { cert: (&tls.cert).into(), key: (&tls.key).into() }
     }
 }
 
@@ -105,7 +150,7 @@ pub fn parse(text: &str, file: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
         validate::validate(&root, file, &mut problems);
     }
     match value.map(serde_json::from_value::<types::Document>) {
-        Some(Ok(document)) if problems.is_empty() => Ok(document.into()),
+        Some(Ok(document)) if problems.is_empty() => Ok(Config { document }),
         // The error's text may hold values from the environment; that there is one at all is our mistake.
         _ if problems.is_empty() => {
             let message = "the check let something through that can't be used".to_owned();
@@ -116,9 +161,14 @@ pub fn parse(text: &str, file: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
     }
 }
 
-/// The table that a configuration describes, as its `revision`.
-pub fn compile(config: &Config, revision: u64) -> TableSpec {
-    compile::table(&config.services, revision)
+/// The table that a configuration and the run-time changes to it describe, as its `revision`.
+pub fn compile(config: &Config, intent: &Intent, revision: u64) -> TableSpec {
+    compile::table(&intent.merged(&config.document), revision)
+}
+
+/// What a key or token is recognised by.
+pub fn digest(secret: &str) -> Digest {
+    compile::digest(secret)
 }
 
 /// The JSON schema of the file, for editors. Durations and the like have a `format` of their own.
@@ -129,18 +179,6 @@ pub fn schema() -> Value {
 /// The reference of all keys as Markdown: `docs/config.md`.
 pub fn reference() -> String {
     reference::markdown(&schema::Schema::new())
-}
-
-impl From<types::Document> for Config {
-    fn from(document: types::Document) -> Self {
-        Self {
-            listen: document.listen.0,
-            admin_listen: document.admin.listen.0,
-            store: document.store,
-            state_dir: document.state_dir.into(),
-            services: document.services,
-        }
-    }
 }
 
 fn unreadable(file: &str, error: &io::Error) -> Problem {

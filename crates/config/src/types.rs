@@ -5,23 +5,39 @@
 
 use std::collections::BTreeMap;
 
+use backstop_core::table::Duty;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::http::{HeaderName, HeaderText, HttpPath, HttpUrl};
+use crate::http::{CheckUrl, HeaderName, HeaderText, HttpPath, HttpUrl};
 use crate::order::ordered;
-use crate::units::{Listen, Loopback, Name, Percent, Secret, Span, Store};
+use crate::units::{DnsServer, KeyHash, Listen, Name, Percent, Secret, Span, Store};
 
 /// The whole file.
-#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "config", title = "Backstop configuration", transform = ordered::<Self>)]
 pub(crate) struct Document {
     /// Where clients connect. Port 0 takes any free port.
     pub(crate) listen: Listen,
-    /// The control API, read-only in this release, and `/metrics`.
+    /// TLS towards clients, with HTTP/2 for those who can. Absent: cleartext, HTTP/1.1 or HTTP/2 with prior
+    /// knowledge.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "cleartext"))]
+    pub(crate) tls: Option<ServerTls>,
+    /// Where this Backstop stands: endpoints of the same `region` are near.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none: all endpoints are equally near"))]
+    pub(crate) region: Option<Name>,
+    /// The control API and `/metrics`.
     #[serde(default)]
     pub(crate) admin: Admin,
+    /// API keys of clients. None: everybody may use every service.
+    #[serde(default)]
+    pub(crate) keys: Vec<Key>,
+    /// How the host names of endpoints are resolved.
+    #[serde(default)]
+    pub(crate) dns: Dns,
     /// Where lasting state is kept: `sqlite:PATH` or `memory:` (write it in quotes, because of the colon at
     /// its end). Memory only for now: nothing is persisted in this release.
     #[serde(default = "default_store")]
@@ -35,18 +51,98 @@ pub(crate) struct Document {
     pub(crate) services: Vec<Service>,
 }
 
+/// Certificate and key of a listener. Both files are read again when they change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "server-tls", transform = ordered::<Self>)]
+pub(crate) struct ServerTls {
+    /// PEM file with the certificate, and those of intermediate authorities after it.
+    #[schemars(length(min = 1))]
+    pub(crate) cert: String,
+    /// PEM file with the private key.
+    #[schemars(length(min = 1))]
+    pub(crate) key: String,
+}
+
 /// The control side.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "admin", transform = ordered::<Self>)]
 pub(crate) struct Admin {
-    /// Where the admin API listens; a loopback address, because this release has no admin tokens. Port 0
-    /// takes any free port.
-    pub(crate) listen: Loopback,
+    /// Where the control API listens; a loopback address unless `tokens` are listed. Port 0 takes any free port.
+    pub(crate) listen: Listen,
+    /// TLS for the control API.
+    #[schemars(extend("x-default" = "cleartext"))]
+    pub(crate) tls: Option<ServerTls>,
+    /// Who may use the control API. None: everybody on this machine may do everything.
+    pub(crate) tokens: Vec<Token>,
+}
+
+/// Somebody who may use the control API.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "token", transform = ordered::<Self>)]
+pub(crate) struct Token {
+    /// Unique among the tokens; events and logs call the operator by it.
+    pub(crate) name: Name,
+    /// The token, usually `"${NAME}"` from the environment. Sent as `authorization: Bearer …`. Never logged or
+    /// shown.
+    pub(crate) token: Secret,
+    /// What its bearer may do.
+    #[serde(default)]
+    pub(crate) role: Role,
+}
+
+/// What the bearer of a token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "role")]
+pub(crate) enum Role {
+    /// Look.
+    #[default]
+    Viewer,
+    /// Look and change.
+    Operator,
+}
+
+/// A client's API key. Clients send it as `authorization: Bearer …` or `x-api-key`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "key", transform = ordered::<Self>)]
+pub(crate) struct Key {
+    /// Unique among the keys; logs call the client by it.
+    pub(crate) name: Name,
+    /// SHA-256 of the key: `backstop key create` makes both.
+    pub(crate) hash: KeyHash,
+    /// Whom its requests count for; several keys may share a tenant.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "the key's `name`"))]
+    pub(crate) tenant: Option<Name>,
+    /// Names of the services that it may use.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "all services"))]
+    pub(crate) services: Option<Vec<Name>>,
+}
+
+/// How host names are resolved. Each is resolved again when its answer has expired; when that fails, the last
+/// good answer stays in use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "dns", transform = ordered::<Self>)]
+pub(crate) struct Dns {
+    /// Servers to ask, one after the other.
+    #[schemars(extend("x-default" = "those of `/etc/resolv.conf`; names in `/etc/hosts` come first"))]
+    pub(crate) servers: Vec<DnsServer>,
+    /// An answer is used for at least this long, whatever its time to live.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
+    pub(crate) min_ttl: Span,
+    /// An answer is used for at most this long, whatever its time to live.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
+    pub(crate) max_ttl: Span,
 }
 
 /// What clients address by `model`.
-#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "service", transform = ordered::<Self>)]
 pub(crate) struct Service {
@@ -69,6 +165,12 @@ pub(crate) struct Service {
     /// How an endpoint is chosen among those of a version that can serve.
     #[serde(default)]
     pub(crate) balance: Balance,
+    /// Which regions serve whom.
+    #[serde(default)]
+    pub(crate) regions: Regions,
+    /// What it needs besides its endpoints: a database, a vector store, a cache.
+    #[serde(default)]
+    pub(crate) dependencies: Vec<Dependency>,
     /// How long to wait for what.
     #[serde(default)]
     pub(crate) timeouts: Timeouts,
@@ -87,7 +189,7 @@ pub(crate) struct Service {
 }
 
 /// One way to serve a service.
-#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "version", transform = ordered::<Self>)]
 pub(crate) struct Version {
@@ -99,11 +201,11 @@ pub(crate) struct Version {
 }
 
 /// One model server.
-#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "endpoint", transform = ordered::<Self>)]
 pub(crate) struct Endpoint {
-    /// Base URL, plain HTTP. Requests bring their own path (`/v1/chat/completions`) and get it appended, so a
+    /// Base URL, `http` or `https`. Requests bring their own path (`/v1/chat/completions`) and get it appended, so a
     /// `/v1` or `/` at the end is dropped; another path stays as a prefix. Unique within the version.
     pub(crate) url: HttpUrl,
     /// The server's dialect of health, metrics and continuation.
@@ -120,6 +222,24 @@ pub(crate) struct Endpoint {
     /// 0 is the primary tier; higher tiers take over as lower ones lose health.
     #[serde(default)]
     pub(crate) priority: u8,
+    /// Where it stands.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "near to every Backstop"))]
+    pub(crate) region: Option<Name>,
+    /// Which version of HTTP it is spoken to in.
+    #[serde(default)]
+    pub(crate) protocol: Protocol,
+    /// How its certificate is checked, for `https`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "the system's authorities, the URL's host"))]
+    pub(crate) tls: Option<ClientTls>,
+    /// What several addresses behind the URL's host name are.
+    #[serde(default)]
+    pub(crate) addresses: Addresses,
+    /// What an operator wants of it; not in the file.
+    #[serde(default, skip_deserializing)]
+    #[schemars(skip)]
+    pub(crate) duty: Duty,
     /// Bearer token for the upstream, usually `"${NAME}"` from the environment. Never logged or shown.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
@@ -145,8 +265,119 @@ pub(crate) enum Engine {
     Sim,
 }
 
+/// Which version of HTTP an endpoint is spoken to in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "protocol")]
+pub(crate) enum Protocol {
+    /// HTTP/2 if TLS negotiates it, else HTTP/1.1.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// HTTP/1.1.
+    #[serde(rename = "http1")]
+    Http1,
+    /// HTTP/2; over cleartext with prior knowledge.
+    #[serde(rename = "http2")]
+    Http2,
+}
+
+/// How an endpoint's certificate is checked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "client-tls", transform = ordered::<Self>)]
+pub(crate) struct ClientTls {
+    /// PEM file of the authorities to trust, or of the endpoint's own self-signed certificate.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-default" = "the system's authorities"))]
+    pub(crate) ca: Option<String>,
+    /// The name that its certificate must be for.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = 253), extend("x-default" = "the URL's host"))]
+    pub(crate) server_name: Option<String>,
+}
+
+/// What several addresses behind one host name are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "addresses")]
+pub(crate) enum Addresses {
+    /// Ways to one server: the first that accepts a connection is used.
+    #[default]
+    One,
+    /// Servers: each is an endpoint of its own, with its own health (a Kubernetes headless service).
+    Each,
+}
+
+/// Which regions serve whom. Within a priority, endpoints of a preferred region come first, and the others take over
+/// as they lose health.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "regions", transform = ordered::<Self>)]
+pub(crate) struct Regions {
+    /// Who prefers what.
+    pub(crate) mode: RegionMode,
+    /// Regions by preference: where to go after one's own (`active_active`), or who serves first
+    /// (`active_passive`). Those not named come last.
+    #[schemars(extend("x-default" = "all others alike"))]
+    pub(crate) order: Vec<Name>,
+}
+
+/// Who prefers which region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "region-mode")]
+pub(crate) enum RegionMode {
+    /// Each Backstop prefers endpoints of its own `region`.
+    #[default]
+    ActiveActive,
+    /// Every Backstop prefers the first region of `order`.
+    ActivePassive,
+}
+
+/// Something that a service needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "dependency", transform = ordered::<Self>)]
+pub(crate) struct Dependency {
+    /// Unique within the service. Readiness names it: `dependency_NAME_failed`.
+    pub(crate) name: Name,
+    /// Where to look: an HTTP URL that answers 200–299, or `tcp://host:port`.
+    pub(crate) url: CheckUrl,
+    /// What its failure does to readiness. Requests are served either way.
+    #[serde(default)]
+    pub(crate) effect: DependencyEffect,
+    /// Pause between looks.
+    #[serde(default = "dependency_interval")]
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
+    pub(crate) interval: Span,
+    /// How long a look may take.
+    #[serde(default = "dependency_timeout")]
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
+    pub(crate) timeout: Span,
+    /// Successes in a row that bring it back.
+    #[serde(default = "dependency_up")]
+    #[schemars(range(min = 1, max = 100))]
+    pub(crate) up: u32,
+    /// Failures in a row that take it out.
+    #[serde(default = "dependency_down")]
+    #[schemars(range(min = 1, max = 100))]
+    pub(crate) down: u32,
+}
+
+/// What a failed dependency does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "dependency-effect")]
+pub(crate) enum DependencyEffect {
+    /// Readiness fails, so that a balancer in front sends requests elsewhere.
+    #[default]
+    NotReady,
+    /// Readiness holds, and says `degraded`.
+    Degraded,
+}
+
 /// Sends matching requests to a version.
-#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "rule", transform = ordered::<Self>)]
 pub(crate) struct Rule {
@@ -158,7 +389,7 @@ pub(crate) struct Rule {
 }
 
 /// What a request must have.
-#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "match", transform = ordered::<Self>)]
 pub(crate) struct Match {
@@ -328,7 +559,17 @@ pub(crate) struct Check {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: Loopback(std::net::SocketAddr::from(([127, 0, 0, 1], 9090))) }
+        Self {
+            listen: Listen(std::net::SocketAddr::from(([127, 0, 0, 1], 9090))),
+            tls: None,
+            tokens: Vec::new(),
+        }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self { servers: Vec::new(), min_ttl: Span::secs(1), max_ttl: Span::secs(300) }
     }
 }
 
@@ -390,6 +631,22 @@ fn default_store() -> Store {
 
 fn default_state_dir() -> String {
     "./state".to_owned()
+}
+
+fn dependency_interval() -> Span {
+    Span::secs(5)
+}
+
+fn dependency_timeout() -> Span {
+    Span::secs(2)
+}
+
+fn dependency_up() -> u32 {
+    1
+}
+
+fn dependency_down() -> u32 {
+    3
 }
 
 fn one() -> f64 {

@@ -8,9 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use backstop_core::table::Digest;
 use serde::{Serialize, Serializer};
 
-use crate::http::{HeaderName, HeaderText, HttpPath, HttpUrl};
+use crate::http::{CheckUrl, HeaderName, HeaderText, HttpPath, HttpUrl};
 
 /// Why a text is not a value of its kind. The texts never repeat the value: it may hold a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +58,9 @@ pub(crate) fn check_format(format: &str, text: &str) -> Result<(), Complaint> {
         Span::FORMAT => check::<Span>(text),
         Percent::FORMAT => check::<Percent>(text),
         Listen::FORMAT => check::<Listen>(text),
-        Loopback::FORMAT => check::<Loopback>(text),
+        DnsServer::FORMAT => check::<DnsServer>(text),
+        KeyHash::FORMAT => check::<KeyHash>(text),
+        CheckUrl::FORMAT => check::<CheckUrl>(text),
         HttpUrl::FORMAT => check::<HttpUrl>(text),
         HttpPath::FORMAT => check::<HttpPath>(text),
         Name::FORMAT => check::<Name>(text),
@@ -75,7 +78,9 @@ pub(crate) fn expected(format: &str) -> Option<&'static str> {
         Span::FORMAT => Span::EXPECTED,
         Percent::FORMAT => Percent::EXPECTED,
         Listen::FORMAT => Listen::EXPECTED,
-        Loopback::FORMAT => Loopback::EXPECTED,
+        DnsServer::FORMAT => DnsServer::EXPECTED,
+        KeyHash::FORMAT => KeyHash::EXPECTED,
+        CheckUrl::FORMAT => CheckUrl::EXPECTED,
         HttpUrl::FORMAT => HttpUrl::EXPECTED,
         HttpPath::FORMAT => HttpPath::EXPECTED,
         Name::FORMAT => Name::EXPECTED,
@@ -240,36 +245,67 @@ impl Unit for Listen {
     }
 }
 
-/// An address that only this machine can reach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Loopback(pub(crate) SocketAddr);
-
-unit!(Loopback);
-
-impl Unit for Loopback {
-    const FORMAT: &'static str = "loopback-listen-address";
-    const EXPECTED: &'static str =
-        "a loopback address and a port, such as `127.0.0.1:9090`, `[::1]:9090` or `localhost:9090`";
-
-    fn parse(text: &str) -> Result<Self, Complaint> {
-        const NOT: Complaint = Complaint::new("is not an address to listen on", Loopback::EXPECTED);
-        let Listen(addr) = Listen::parse(text).map_err(|complaint| Complaint {
-            hint: complaint.hint.and(Some("write the loopback address and the port")),
-            ..NOT
-        })?;
-        if addr.ip().is_loopback() {
-            Ok(Self(addr))
-        } else {
-            Err(Complaint::new("is not a loopback address", Self::EXPECTED).hint(
-                "this release has no admin tokens, so the admin API may be reached from this machine only",
-            ))
-        }
+impl Serialize for Listen {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
     }
 }
 
-impl Serialize for Loopback {
+/// A DNS server; the port is 53 if not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DnsServer(pub(crate) SocketAddr);
+
+unit!(DnsServer);
+
+impl Unit for DnsServer {
+    const FORMAT: &'static str = "dns-server";
+    const EXPECTED: &'static str = "an IP address and perhaps a port, such as `10.0.0.2` or `[::1]:5353`";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        let with_port = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+        let addr = with_port.or_else(|_| text.parse()).ok().filter(|addr| addr.port() > 0);
+        addr.map(Self).ok_or(Complaint::new("is not the address of a DNS server", Self::EXPECTED))
+    }
+}
+
+impl Serialize for DnsServer {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&self.0)
+    }
+}
+
+/// SHA-256 of a key, as `backstop key create` prints it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KeyHash(pub(crate) Digest);
+
+unit!(KeyHash);
+
+impl Unit for KeyHash {
+    const FORMAT: &'static str = "key-hash";
+    const EXPECTED: &'static str = "`sha256:` and 64 hexadecimal digits, as `backstop key create` prints it";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        let not = Complaint::new("is not the hash of a key", Self::EXPECTED);
+        let Some(digits) = text.strip_prefix("sha256:").filter(|digits| digits.len() == 64) else {
+            return Err(if text.starts_with("sk-") {
+                not.hint("this looks like a key itself; write its hash: `backstop key hash`")
+            } else {
+                not
+            });
+        };
+        let mut digest = [0; 32];
+        for (byte, pair) in digest.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
+            let high = char::from(pair[0]).to_digit(16).ok_or(not.clone())?;
+            let low = char::from(pair[1]).to_digit(16).ok_or(not.clone())?;
+            *byte = (high * 16 + low) as u8;
+        }
+        Ok(Self(Digest(digest)))
+    }
+}
+
+impl Serialize for KeyHash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("sha256:***")
     }
 }
 

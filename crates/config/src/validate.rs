@@ -6,18 +6,20 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use backstop_core::table::Target;
+use backstop_core::table::{Scheme, Target};
 
 use crate::http::HttpUrl;
 use crate::node::Node;
 use crate::problem::{Problem, alternatives, nearest};
 use crate::types::Admin;
-use crate::units::{Listen, Loopback, Unit};
+use crate::units::{Listen, Unit};
 
 /// Adds what is wrong in `root` to `problems`.
 pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
     let mut validator = Validator { file, problems };
     validator.addresses(root);
+    validator.admin(root);
+    validator.keys(root);
     let mut names = HashMap::new();
     let mut models = HashMap::new();
     for (index, service) in items(root, "services").iter().enumerate() {
@@ -29,7 +31,14 @@ pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
         validator.versions(service, &path);
         validator.references(service, &path);
         validator.checks(service, &path);
+        validator.dependencies(service, &path);
+        validator.regions(service, &path);
     }
+}
+
+/// The same for an endpoint that stands alone.
+pub(crate) fn validate_endpoint(endpoint: &Node, file: &str, problems: &mut Vec<Problem>) {
+    Validator { file, problems }.endpoint(endpoint, "");
 }
 
 struct Validator<'a> {
@@ -49,8 +58,7 @@ impl Validator<'_> {
             return;
         };
         let given = root.get("admin").and_then(|admin| text_of(admin, "listen"));
-        let Ok(Loopback(admin)) =
-            given.map_or(Ok(Admin::default().listen), |(_, text)| Loopback::parse(text))
+        let Ok(Listen(admin)) = given.map_or(Ok(Admin::default().listen), |(_, text)| Listen::parse(text))
         else {
             return;
         };
@@ -64,6 +72,82 @@ impl Validator<'_> {
             let problem = Problem::new(self.file, at.at, path.to_owned(), message).value(at.shown());
             let hint = given.is_none().then(|| format!("`admin.listen` is `{admin}` if not given"));
             self.problems.push(problem.expected("a port of its own for each").hint(hint));
+        }
+    }
+
+    /// Whoever can reach a control API without tokens may do everything.
+    fn admin(&mut self, root: &Node) {
+        let Some(admin) = root.get("admin") else { return };
+        let mut names = HashMap::new();
+        for (index, token) in items(admin, "tokens").iter().enumerate() {
+            if let Some(name) = token.get("name") {
+                self.unique(
+                    &mut names,
+                    name,
+                    format!("admin.tokens[{index}].name"),
+                    "another token is called",
+                );
+            }
+        }
+        let Some((node, Ok(Listen(listen)))) =
+            text_of(admin, "listen").map(|(node, text)| (node, Listen::parse(text)))
+        else {
+            return;
+        };
+        if !listen.ip().is_loopback() && items(admin, "tokens").is_empty() {
+            let message =
+                format!("`{}` can be reached from other machines, and there are no tokens", node.shown());
+            let problem = Problem::new(self.file, node.at, "admin.listen".to_owned(), message);
+            let expected = "a loopback address such as `127.0.0.1:9090`, or `admin.tokens`";
+            self.problems.push(problem.value(node.shown()).expected(expected));
+        }
+    }
+
+    /// A request has one key, and a key one set of services, which must exist.
+    fn keys(&mut self, root: &Node) {
+        let services = items(root, "services");
+        let names: Vec<&Node> = services.iter().filter_map(|service| service.get("name")).collect();
+        let all_named = names.len() == services.len() && names.iter().all(|name| name.text().is_some());
+        let (mut keys, mut hashes) = (HashMap::new(), HashMap::new());
+        for (index, key) in items(root, "keys").iter().enumerate() {
+            let path = format!("keys[{index}]");
+            if let Some(name) = key.get("name") {
+                self.unique(&mut keys, name, format!("{path}.name"), "another key is called");
+            }
+            if let Some((node, text)) = text_of(key, "hash") {
+                let hash = text.to_ascii_lowercase();
+                self.first(&mut hashes, hash, node, format!("{path}.hash"), "another key has the hash");
+            }
+            for (index, service) in items(key, "services").iter().enumerate().filter(|_| all_named) {
+                self.exists("service", service, &names, format!("{path}.services[{index}]"));
+            }
+        }
+    }
+
+    fn dependencies(&mut self, service: &Node, path: &str) {
+        let mut names = HashMap::new();
+        for (index, dependency) in items(service, "dependencies").iter().enumerate() {
+            if let Some(name) = dependency.get("name") {
+                let path = format!("{path}.dependencies[{index}].name");
+                self.unique(&mut names, name, path, "another dependency is called");
+            }
+        }
+    }
+
+    fn regions(&mut self, service: &Node, path: &str) {
+        let Some(regions) = service.get("regions") else { return };
+        let mut names = HashMap::new();
+        for (index, region) in items(regions, "order").iter().enumerate() {
+            let path = format!("{path}.regions.order[{index}]");
+            self.unique(&mut names, region, path, "this list already has");
+        }
+        if let Some((node, "active_passive")) = text_of(regions, "mode")
+            && items(regions, "order").is_empty()
+        {
+            let message = "there is no region that serves first".to_owned();
+            let problem = Problem::new(self.file, node.at, format!("{path}.regions.mode"), message);
+            self.problems
+                .push(problem.value(node.shown()).expected("`order` next to it: regions by preference"));
         }
     }
 
@@ -112,9 +196,26 @@ impl Validator<'_> {
                     continue;
                 };
                 target.host.make_ascii_lowercase();
-                let path = format!("{path}.endpoints[{index}].url");
-                self.first(&mut targets, target, url, path, "another endpoint is at");
+                let path = format!("{path}.endpoints[{index}]");
+                self.first(&mut targets, target, url, format!("{path}.url"), "another endpoint is at");
+                self.endpoint(endpoint, &path);
             }
+        }
+    }
+
+    /// A key that would have no effect is a mistake.
+    fn endpoint(&mut self, endpoint: &Node, path: &str) {
+        let Some((url, Ok(HttpUrl(target)))) =
+            text_of(endpoint, "url").map(|(node, text)| (node, HttpUrl::parse(text)))
+        else {
+            return;
+        };
+        if let Some(tls) = endpoint.get("tls").filter(|tls| !tls.is_null())
+            && target.scheme == Scheme::Http
+        {
+            let message = format!("`{}` has no certificate to check", url.shown());
+            let problem = Problem::new(self.file, tls.at, format!("{path}.tls"), message);
+            self.problems.push(problem.expected("a URL that begins with `https://`, or no `tls`"));
         }
     }
 
@@ -127,23 +228,23 @@ impl Validator<'_> {
             return;
         }
         if let Some(stable) = service.get("stable") {
-            self.exists(stable, &names, format!("{path}.stable"));
+            self.exists("version", stable, &names, format!("{path}.stable"));
         }
         for (index, rule) in items(service, "rules").iter().enumerate() {
             if let Some(version) = rule.get("version") {
-                self.exists(version, &names, format!("{path}.rules[{index}].version"));
+                self.exists("version", version, &names, format!("{path}.rules[{index}].version"));
             }
         }
     }
 
-    fn exists(&mut self, reference: &Node, names: &[&Node], path: String) {
+    fn exists(&mut self, kind: &str, reference: &Node, names: &[&Node], path: String) {
         let Some(text) = reference.text() else { return };
         if names.iter().any(|name| name.text() == Some(text)) {
             return;
         }
         let known: Vec<String> = names.iter().map(|name| name.shown()).collect();
         let meant = nearest(&reference.shown(), known.iter().map(String::as_str));
-        let message = format!("there is no version `{}`", reference.shown());
+        let message = format!("there is no {kind} `{}`", reference.shown());
         let problem = Problem::new(self.file, reference.at, path, message)
             .value(reference.shown())
             .expected(if let [name] = &known[..] {

@@ -8,7 +8,9 @@
 
 pub mod balance;
 pub mod breaker;
+pub mod event;
 pub mod health;
 pub mod outlier;
 pub mod progress;
+pub mod status;
 pub mod table;

@@ -3,17 +3,92 @@
 //! The contract between the planes. It holds *intent only*; what is observed of an endpoint (health, load,
 //! breaker) lives in the gateway's registry and survives a change of table. Eligible = intent ∧ observed.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 /// A complete, immutable description of everything the gateway may route to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TableSpec {
     /// Grows by one with each accepted change.
     pub revision: u64,
+    /// Where this gateway stands; endpoints of the same region are near.
+    pub region: Option<String>,
+    /// Who may use the services. None = everybody.
+    pub keys: Vec<KeySpec>,
+    /// Who may use the control API. None = everybody who can reach it, which is this machine only.
+    pub tokens: Vec<TokenSpec>,
+    pub dns: DnsSpec,
     pub services: Vec<ServiceSpec>,
+}
+
+/// How host names are resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsSpec {
+    /// Servers to ask, one after the other; none = the system's.
+    pub servers: Vec<SocketAddr>,
+    /// Bounds of the time that an answer is used for.
+    pub min_ttl: Duration,
+    pub max_ttl: Duration,
+}
+
+impl Default for DnsSpec {
+    fn default() -> Self {
+        Self { servers: Vec::new(), min_ttl: Duration::from_secs(1), max_ttl: Duration::from_secs(300) }
+    }
+}
+
+/// SHA-256 of a secret of high entropy: enough to recognise it by, useless to those who read it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Digest(pub [u8; 32]);
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:***")
+    }
+}
+
+/// A client's API key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeySpec {
+    /// Unique; logs and metrics call the client by it.
+    pub name: String,
+    pub digest: Digest,
+    /// Whom its requests count for; `None` = the key itself.
+    pub tenant: Option<String>,
+    /// Names of the services that it may use; `None` = all.
+    pub services: Option<Vec<String>>,
+}
+
+/// A token of the control API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenSpec {
+    /// Unique; the history calls the operator by it.
+    pub name: String,
+    pub digest: Digest,
+    pub role: Role,
+}
+
+/// What the bearer of a token may do; each role may do all that the ones before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Look.
+    Viewer,
+    /// Look and change.
+    Operator,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+        })
+    }
 }
 
 /// What clients address by `model`; served by one of its versions.
@@ -29,6 +104,8 @@ pub struct ServiceSpec {
     /// First match wins.
     pub rules: Vec<RuleSpec>,
     pub balance: BalancePolicy,
+    pub regions: RegionSpec,
+    pub dependencies: Vec<DependencySpec>,
     pub timeouts: Timeouts,
     pub retry: RetrySpec,
     pub breaker: BreakerSpec,
@@ -53,19 +130,96 @@ pub struct EndpointSpec {
     pub weight: f64,
     /// 0 is the primary tier; higher tiers take over as lower ones lose health.
     pub priority: u8,
+    /// Where it stands; `None` = near to every gateway.
+    pub region: Option<String>,
+    pub protocol: Protocol,
+    pub tls: TlsSpec,
+    pub addresses: Addresses,
+    pub duty: Duty,
     /// Bearer token for the upstream. Never logged or shown.
     #[serde(skip_serializing, default)]
     pub api_key: Option<String>,
 }
 
-impl std::fmt::Debug for EndpointSpec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// What an operator wants an endpoint to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duty {
+    /// Serve, if it can.
+    #[default]
+    Active,
+    /// No new work; what runs may finish.
+    Draining,
+    /// No work at all: what runs is taken from it. It stays checked, so that it can be inspected.
+    Isolated,
+}
+
+/// Which version of HTTP to speak to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Protocol {
+    /// HTTP/2 where TLS negotiates it, else HTTP/1.1.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    #[serde(rename = "http1")]
+    Http1,
+    /// HTTP/2, without TLS with prior knowledge.
+    #[serde(rename = "http2")]
+    Http2,
+}
+
+/// How an endpoint proves who it is; for `https` only.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct TlsSpec {
+    /// PEM file of the authorities to trust; `None` = the system's.
+    pub ca: Option<PathBuf>,
+    /// Name that the certificate must be for; `None` = the URL's host.
+    pub server_name: Option<String>,
+}
+
+/// What several addresses behind one name are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Addresses {
+    /// Ways to one server: the first that answers is used.
+    #[default]
+    One,
+    /// Servers, each an endpoint of its own (a Kubernetes headless service).
+    Each,
+}
+
+impl EndpointSpec {
+    /// An endpoint with nothing special about it.
+    pub fn new(target: Target, engine: Engine) -> Self {
+        Self {
+            target,
+            engine,
+            model: None,
+            weight: 1.0,
+            priority: 0,
+            region: None,
+            protocol: Protocol::Auto,
+            tls: TlsSpec::default(),
+            addresses: Addresses::One,
+            duty: Duty::Active,
+            api_key: None,
+        }
+    }
+}
+
+impl fmt::Debug for EndpointSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EndpointSpec")
             .field("target", &self.target)
             .field("engine", &self.engine)
             .field("model", &self.model)
             .field("weight", &self.weight)
             .field("priority", &self.priority)
+            .field("region", &self.region)
+            .field("protocol", &self.protocol)
+            .field("tls", &self.tls)
+            .field("addresses", &self.addresses)
+            .field("duty", &self.duty)
             .field("api_key", &self.api_key.as_ref().map(|_| "***"))
             .finish()
     }
@@ -74,11 +228,29 @@ impl std::fmt::Debug for EndpointSpec {
 /// Where an endpoint listens, already split so that nothing has to parse it again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Target {
+    pub scheme: Scheme,
     /// Host name or address as written (IPv6 without brackets).
     pub host: String,
     pub port: u16,
     /// Prefix put before the request's path; empty or begins with `/` and does not end with it.
     pub base_path: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheme {
+    #[default]
+    Http,
+    Https,
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        })
+    }
 }
 
 impl Target {
@@ -93,13 +265,18 @@ impl Target {
 
     /// The URL as an operator would write it.
     pub fn url(&self) -> String {
-        format!("http://{}{}", self.authority(), self.base_path)
+        format!("{}://{}{}", self.scheme, self.authority(), self.base_path)
     }
 }
 
 impl From<SocketAddr> for Target {
     fn from(addr: SocketAddr) -> Self {
-        Self { host: addr.ip().to_string(), port: addr.port(), base_path: String::new() }
+        Self {
+            scheme: Scheme::Http,
+            host: addr.ip().to_string(),
+            port: addr.port(),
+            base_path: String::new(),
+        }
     }
 }
 
@@ -155,6 +332,59 @@ pub enum BalancePolicy {
     PeakEwma,
     /// Session affinity: the same session goes to the same endpoint as long as it is eligible.
     Rendezvous,
+}
+
+/// How regions share the load of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RegionSpec {
+    pub mode: RegionMode,
+    /// Regions by preference. Active-active: where to go when the near one loses health; active-passive: the first
+    /// serves everybody. Those not named come last.
+    pub order: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RegionMode {
+    /// Each gateway prefers its own region.
+    #[default]
+    ActiveActive,
+    /// All gateways prefer the same region.
+    ActivePassive,
+}
+
+/// Something that a service needs besides its model servers: a database, a vector store, a cache.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DependencySpec {
+    /// Unique within the service.
+    pub name: String,
+    pub check: DependencyCheck,
+    /// What its failure means for the service.
+    pub effect: DependencyEffect,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Consecutive successes that bring it back, ≥ 1.
+    pub up: u32,
+    /// Consecutive failures that take it out, ≥ 1.
+    pub down: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DependencyCheck {
+    /// Accepts a connection.
+    Tcp { host: String, port: u16 },
+    /// GET answers with a status of 200–299.
+    Http { target: Target, path: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DependencyEffect {
+    /// Readiness fails, so that a balancer in front sends its requests elsewhere.
+    NotReady,
+    /// Readiness holds and says so.
+    Degraded,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use http::HeaderValue;
 use tokio::sync::Notify;
 
 use crate::clock;
-use crate::events::{Event, Events};
+use crate::events::{self, Events};
 use crate::probe::EngineMetrics;
 use crate::upstream::Pool;
 
@@ -212,7 +212,7 @@ impl Endpoint {
         }
         self.state.store(change.to as u8, Relaxed);
         self.dead.store(health.is_dead(), Relaxed);
-        self.events.emit(Event::health(&self.id, &change));
+        self.events.emit(events::health(&self.id, &change));
     }
 
     /// The process is gone or stands still.
@@ -362,7 +362,7 @@ impl Endpoint {
         self.breaker_clean.store(*breaker == Breaker::default(), Relaxed);
         drop(breaker);
         if let Some(change) = change {
-            self.events.emit(Event::breaker(&self.id, change));
+            self.events.emit(events::breaker(&self.id, change));
         }
     }
 
@@ -386,7 +386,7 @@ impl Endpoint {
     /// Publishes that [`Self::ejection`] has been extended.
     pub(crate) fn eject(&self, until: Instant, counts: Counts, now: Instant) {
         self.ejected_until.store(clock::nanos(until), Relaxed);
-        self.events.emit(Event::ejected(&self.id, until.saturating_duration_since(now), counts));
+        self.events.emit(events::ejected(&self.id, until.saturating_duration_since(now), counts));
     }
 
     pub(crate) fn is_ejected(&self, now: Instant) -> bool {

@@ -5,9 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backstop_core::breaker;
+use backstop_core::event::{EndpointName, Event, What};
 use backstop_core::health::{Change, State};
 use backstop_core::outlier::Counts;
-use serde::Serialize;
 use tokio::sync::broadcast;
 use tracing::{info, warn};
 
@@ -17,57 +17,21 @@ use crate::endpoint::EndpointId;
 /// Events kept for those who ask later. A subscriber that falls further behind than this misses some.
 const KEPT: usize = 1024;
 
-/// Something an operator may want to know.
-#[derive(Debug, Clone, Serialize)]
-pub struct Event {
-    /// Grows by one with each event of this process.
-    pub id: u64,
-    /// Milliseconds since the Unix epoch.
-    pub at: u64,
-    #[serde(flatten)]
-    pub what: What,
+pub(crate) fn name(id: &EndpointId) -> EndpointName {
+    EndpointName { service: id.service.to_string(), version: id.version.to_string(), url: id.url.to_string() }
 }
 
-#[derive(Debug, Clone, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum What {
-    /// An endpoint changed its state.
-    Health { endpoint: EndpointName, from: State, to: State, reason: String },
-    /// Consecutive failures opened the breaker, or a probe closed it.
-    Breaker { endpoint: EndpointName, open: bool },
-    /// It failed clearly more often than its siblings.
-    Ejected { endpoint: EndpointName, seconds: f64, reason: String },
-    /// A new table serves.
-    Table { revision: u64 },
+pub(crate) fn health(id: &EndpointId, change: &Change) -> What {
+    What::Health { endpoint: name(id), from: change.from, to: change.to, reason: change.reason.clone() }
 }
 
-/// Where an endpoint stands in the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct EndpointName {
-    pub service: String,
-    pub version: String,
-    pub url: String,
+pub(crate) fn breaker(id: &EndpointId, change: breaker::Change) -> What {
+    What::Breaker { endpoint: name(id), open: change == breaker::Change::Opened }
 }
 
-impl From<&EndpointId> for EndpointName {
-    fn from(id: &EndpointId) -> Self {
-        Self { service: id.service.to_string(), version: id.version.to_string(), url: id.url.to_string() }
-    }
-}
-
-impl Event {
-    pub(crate) fn health(id: &EndpointId, change: &Change) -> What {
-        What::Health { endpoint: id.into(), from: change.from, to: change.to, reason: change.reason.clone() }
-    }
-
-    pub(crate) fn breaker(id: &EndpointId, change: breaker::Change) -> What {
-        What::Breaker { endpoint: id.into(), open: change == breaker::Change::Opened }
-    }
-
-    pub(crate) fn ejected(id: &EndpointId, length: Duration, counts: Counts) -> What {
-        let reason = format!("{} of {} failed", counts.failure, counts.failure + counts.success);
-        What::Ejected { endpoint: id.into(), seconds: length.as_secs_f64(), reason }
-    }
+pub(crate) fn ejected(id: &EndpointId, length: Duration, counts: Counts) -> What {
+    let reason = format!("{} of {} failed", counts.failure, counts.failure + counts.success);
+    What::Ejected { endpoint: name(id), seconds: length.as_secs_f64(), reason }
 }
 
 pub(crate) struct Events {
@@ -121,6 +85,15 @@ fn log(what: &What) {
         What::Ejected { endpoint: EndpointName { service, version, url }, seconds, reason } => {
             warn!(service, version, endpoint = url, seconds, reason, "endpoint ejected as an outlier");
         }
+        What::Dependency { service, name, state, reason } => {
+            warn!(service, dependency = name, ?state, reason, "dependency changed state");
+        }
         What::Table { revision } => info!(revision, "table applied"),
+        What::Change { actor, action, subject, revision } => {
+            info!(actor, action, subject, revision, "changed by an operator");
+        }
+        What::Refused { actor, action, subject, reason } => {
+            warn!(actor, action, subject, reason, "change refused");
+        }
     }
 }

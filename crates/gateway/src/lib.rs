@@ -33,13 +33,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use backstop_core::event::{Event, What};
+use backstop_core::status::Status;
 use backstop_core::table::TableSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
-
-pub use events::{EndpointName, Event, What};
-pub use record::TotalsSnapshot;
-pub use status::{EndpointStatus, ServiceStatus, Status, VersionStatus};
 
 use events::Events;
 use metrics::ByCode;
@@ -133,7 +131,7 @@ impl Gateway {
     }
 
     pub fn status(&self) -> Status {
-        Status::of(&self.shared)
+        status::of(&self.shared)
     }
 
     /// All metrics, in Prometheus' text format (version 0.0.4).

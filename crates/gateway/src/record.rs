@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use backstop_core::status;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue};
-use serde::Serialize;
 use tracing::{info, warn};
 
 use crate::metrics::{ByCode, Ended, VersionMetrics};
@@ -25,31 +25,10 @@ pub(crate) struct Totals {
     failovers: AtomicU64,
 }
 
-/// Counts of requests by how they ended, at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct TotalsSnapshot {
-    /// Requests to the API, health checks not counted.
-    pub requests: u64,
-    /// Ended with a whole answer of an upstream, errors of the 4xx kind included.
-    pub answered: u64,
-    /// Refused for a mistake of the client's.
-    pub refused: u64,
-    /// Ended with an error before anything of an answer was sent.
-    pub failed: u64,
-    /// Streams that ended with an error event.
-    pub cut: u64,
-    /// The client went away first.
-    pub cancelled: u64,
-    /// Attempts beyond the first of a request.
-    pub retries: u64,
-    /// Requests answered whole by another endpoint than the first one tried.
-    pub failovers: u64,
-}
-
 impl Totals {
-    pub(crate) fn snapshot(&self) -> TotalsSnapshot {
+    pub(crate) fn snapshot(&self) -> status::Totals {
         let ended = |ended: Ended| self.ended[ended as usize].load(Relaxed);
-        TotalsSnapshot {
+        status::Totals {
             requests: self.requests.load(Relaxed),
             answered: ended(Ended::Answered),
             refused: ended(Ended::Refused),

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use backstop_core::event::What;
 use backstop_core::health::State;
+use backstop_core::status::{EndpointStatus, Totals};
 use backstop_core::table::{
-    BalancePolicy, BreakerSpec, EndpointSpec, Engine, HealthSpec, OutlierSpec, RetrySpec, ServiceSpec,
-    TableSpec, Timeouts, VersionSpec,
+    BalancePolicy, BreakerSpec, EndpointSpec, Engine, HealthSpec, OutlierSpec, RegionSpec, RetrySpec,
+    ServiceSpec, TableSpec, Timeouts, VersionSpec,
 };
 use backstop_engine_sim::{Sim, SimConfig, expected_text};
-use backstop_gateway::{EndpointStatus, Gateway, TotalsSnapshot, What};
+use backstop_gateway::Gateway;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -49,6 +51,8 @@ pub(crate) fn service(sims: &[Sim]) -> ServiceSpec {
         versions: vec![VersionSpec { name: "v1".to_owned(), endpoints }],
         rules: Vec::new(),
         balance: BalancePolicy::RoundRobin,
+        regions: RegionSpec::default(),
+        dependencies: Vec::new(),
         timeouts: Timeouts {
             connect: LONG,
             first_token: LONG,
@@ -74,14 +78,7 @@ pub(crate) fn service(sims: &[Sim]) -> ServiceSpec {
 }
 
 pub(crate) fn endpoint(sim: &Sim, priority: u8) -> EndpointSpec {
-    EndpointSpec {
-        target: sim.addr().into(),
-        engine: Engine::Sim,
-        model: None,
-        weight: 1.0,
-        priority,
-        api_key: None,
-    }
+    EndpointSpec { priority, ..EndpointSpec::new(sim.addr().into(), Engine::Sim) }
 }
 
 /// All endpoints on one level.
@@ -117,7 +114,7 @@ impl World {
 
     pub(crate) async fn serve(sims: Vec<Sim>, services: Vec<ServiceSpec>) -> Self {
         let gateway = Arc::new(Gateway::new());
-        let spec = TableSpec { revision: 1, services };
+        let spec = TableSpec { revision: 1, services, ..TableSpec::default() };
         gateway.apply(&spec);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -150,7 +147,7 @@ impl World {
         self.endpoint(sim).state
     }
 
-    pub(crate) fn totals(&self) -> TotalsSnapshot {
+    pub(crate) fn totals(&self) -> Totals {
         self.gateway.status().totals
     }
 
@@ -227,10 +224,7 @@ pub(crate) async fn with_raw(
         endpoint.priority += 1;
     }
     let target = addr.into();
-    endpoints.insert(
-        0,
-        EndpointSpec { target, engine: Engine::OpenAi, model: None, weight: 1.0, priority: 0, api_key: None },
-    );
+    endpoints.insert(0, EndpointSpec::new(target, Engine::OpenAi));
     change(&mut spec);
     let world = World::serve(sims, vec![spec]).await;
     world.until_all(State::Healthy).await;

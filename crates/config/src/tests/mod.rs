@@ -1,23 +1,28 @@
 //! Whole configurations, from text to problems or table.
 
+mod access;
+mod intent;
+
 use std::time::Duration;
 
 use backstop_core::table::{
-    BalancePolicy, BreakerSpec, CheckSpec, EndpointSpec, Engine, HealthSpec, InferenceSpec, OutlierSpec,
-    RetrySpec, RuleSpec, ServiceSpec, TableSpec, Target, Timeouts, VersionSpec,
+    Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyCheck, DependencyEffect, DependencySpec,
+    EndpointSpec, Engine, HealthSpec, InferenceSpec, OutlierSpec, Protocol, RegionMode, RegionSpec,
+    RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec, Target, Timeouts, TlsSpec, VersionSpec,
 };
 use proptest::prelude::*;
 use serde_json::Value;
 
 use crate::reference::{FULL, MINIMAL};
 use crate::schema::{Schema, has_stray_limits, properties};
-use crate::{Config, Problems, Store, compile, parse, reference, schema};
+use crate::{Config, Intent, Problems, Store, compile, parse, reference, schema};
 
 const SECRET: &str = "s3cr3t-value";
 
 fn env(name: &str) -> Option<String> {
     let value = match name {
-        "UPSTREAM_KEY" | "SECRET" => SECRET,
+        "UPSTREAM_KEY" | "SECRET" | "BACKSTOP_ADMIN_TOKEN" => SECRET,
+        "GRAFANA_TOKEN" => "another",
         "PORT" => "8000",
         "WEIGHT" => "2.5",
         "ATTEMPTS" => "3",
@@ -63,7 +68,7 @@ fn with_service(lines: &str) -> String {
 }
 
 fn table(text: &str) -> TableSpec {
-    compile(&read(text).unwrap_or_else(|problems| panic!("{problems}\nin\n{text}")), 7)
+    compile(&read(text).unwrap_or_else(|problems| panic!("{problems}\nin\n{text}")), &Intent::default(), 7)
 }
 
 /// The only service of a sound file with these lines.
@@ -78,17 +83,12 @@ fn minimal_service() -> ServiceSpec {
         stable: "v1".into(),
         versions: vec![VersionSpec {
             name: "v1".into(),
-            endpoints: vec![EndpointSpec {
-                target: target("127.0.0.1", 8000, ""),
-                engine: Engine::OpenAi,
-                model: None,
-                weight: 1.0,
-                priority: 0,
-                api_key: None,
-            }],
+            endpoints: vec![EndpointSpec::new(target("127.0.0.1", 8000, ""), Engine::OpenAi)],
         }],
         rules: Vec::new(),
         balance: BalancePolicy::PeakEwma,
+        regions: RegionSpec::default(),
+        dependencies: Vec::new(),
         timeouts: Timeouts {
             connect: Duration::from_secs(1),
             first_token: Duration::from_secs(10),
@@ -118,7 +118,7 @@ fn minimal_service() -> ServiceSpec {
 }
 
 fn target(host: &str, port: u16, base_path: &str) -> Target {
-    Target { host: host.into(), port, base_path: base_path.into() }
+    Target { scheme: Scheme::Http, host: host.into(), port, base_path: base_path.into() }
 }
 
 #[test]
@@ -128,19 +128,15 @@ fn minimal() {
     assert_eq!(config.admin_listen().to_string(), "127.0.0.1:9090");
     assert_eq!(*config.store(), Store::Sqlite("./backstop.db".into()));
     assert_eq!(config.state_dir(), std::path::Path::new("./state"));
-    assert_eq!(compile(&config, 7), TableSpec { revision: 7, services: vec![minimal_service()] });
+    assert_eq!(
+        compile(&config, &Intent::default(), 7),
+        TableSpec { revision: 7, services: vec![minimal_service()], ..TableSpec::default() }
+    );
 }
 
 #[test]
 fn full() {
-    let local = |port, engine| EndpointSpec {
-        target: target("127.0.0.1", port, ""),
-        engine,
-        model: None,
-        weight: 1.0,
-        priority: 0,
-        api_key: None,
-    };
+    let local = |port, engine| EndpointSpec::new(target("127.0.0.1", port, ""), engine);
     let first = EndpointSpec { model: Some("smollm2".into()), weight: 2.0, ..local(8101, Engine::LlamaCpp) };
     let second = EndpointSpec {
         target: target("gpu-2", 8000, "/openai"),
@@ -155,12 +151,43 @@ fn full() {
         equals: equals.map(str::to_owned),
     };
     let minimal = minimal_service();
+    let gray = vec![
+        EndpointSpec { region: Some("eu".into()), protocol: Protocol::Http2, ..local(8102, Engine::Vllm) },
+        EndpointSpec {
+            target: target("vllm.gray.svc", 8000, ""),
+            addresses: Addresses::Each,
+            ..local(0, Engine::Vllm)
+        },
+        EndpointSpec {
+            target: Target { scheme: Scheme::Https, ..target("gpu-3", 8443, "") },
+            region: Some("us".into()),
+            tls: TlsSpec { ca: Some("./ca.pem".into()), server_name: Some("gpu-3.example".into()) },
+            ..local(0, Engine::Vllm)
+        },
+    ];
+    let vectors = DependencySpec {
+        name: "vectors".into(),
+        check: DependencyCheck::Http { target: target("127.0.0.1", 6333, ""), path: "/healthz".into() },
+        effect: DependencyEffect::NotReady,
+        interval: Duration::from_secs(5),
+        timeout: Duration::from_secs(2),
+        up: 1,
+        down: 3,
+    };
+    let cache = DependencySpec {
+        name: "cache".into(),
+        check: DependencyCheck::Tcp { host: "127.0.0.1".into(), port: 6379 },
+        effect: DependencyEffect::Degraded,
+        ..vectors.clone()
+    };
     let expected = ServiceSpec {
         models: vec!["chat".into(), "chat-latest".into()],
         versions: vec![
             VersionSpec { name: "v1".into(), endpoints: vec![first, second] },
-            VersionSpec { name: "v2".into(), endpoints: vec![local(8102, Engine::Vllm)] },
+            VersionSpec { name: "v2".into(), endpoints: gray },
         ],
+        regions: RegionSpec { mode: RegionMode::ActiveActive, order: vec!["eu".into(), "us".into()] },
+        dependencies: vec![vectors, cache],
         rules: vec![RuleSpec { header: ("x-gray-release".into(), "v2".into()), version: "v2".into() }],
         health: HealthSpec {
             path: Some("/health".into()),
@@ -176,7 +203,10 @@ fn full() {
         },
         ..minimal
     };
-    assert_eq!(table(FULL), TableSpec { revision: 7, services: vec![expected] });
+    let table = table(FULL);
+    assert_eq!(table.services, [expected]);
+    assert_eq!((table.revision, table.region.as_deref()), (7, Some("eu")));
+    assert_eq!(table.dns.servers, ["127.0.0.1:5353".parse().unwrap()]);
 }
 
 #[test]
@@ -225,7 +255,7 @@ services:
         enpoints: [{ url: \"http://h:1\" }]
       - name: v2
         endpoints:
-          - url: https://h:2
+          - url: ftp://h:2
             weight: 0
           - { url: \"http://h:3\", engine: vlm, api_key: \"${NOPE}\" }
     timeouts: { connect: 5 parsecs }
@@ -240,7 +270,7 @@ services:
             "2:1 servces_: unknown key `servces_`",
             "5:13 services[0].stable: there is no version `v3`",
             "8:9 services[0].versions[0].enpoints: unknown key `enpoints`",
-            "11:18 services[0].versions[1].endpoints[0].url: `https://h:2` uses TLS",
+            "11:18 services[0].versions[1].endpoints[0].url: `ftp://h:2` is not an HTTP URL",
             "12:21 services[0].versions[1].endpoints[0].weight: `0` is out of range",
             "13:42 services[0].versions[1].endpoints[1].engine: `vlm` is not one of the choices",
             "13:56 services[0].versions[1].endpoints[1].api_key: environment variable `NOPE` is not set",
@@ -440,7 +470,10 @@ fn endpoints() {
         "{ url: \"http://u:pw@${NOPE}\" }",
         &[&one("7:20", ".url: environment variable `NOPE` is not set")],
     );
-    check_endpoint("{ url: \"https://u:pw@h:1\" }", &[&one("7:20", ".url: `https://***@h:1` uses TLS")]);
+    check_endpoint(
+        "{ url: \"https://u:pw@h:1\" }",
+        &[&one("7:20", ".url: `https://***@h:1` is not an HTTP URL")],
+    );
     check_endpoint(
         "{ url: \"http://h:1\", weight: 1001 }",
         &[&one("7:42", ".weight: `1001` is out of range")],
@@ -567,7 +600,10 @@ fn admin() {
     check(&admin("127.0.0.1:1"), &[]);
     check(&admin("localhost:1"), &[]);
     check(&admin("[::1]:8080"), &[]);
-    check(&admin("0.0.0.0:9090"), &["8:18 admin.listen: `0.0.0.0:9090` is not a loopback address"]);
+    check(
+        &admin("0.0.0.0:9090"),
+        &["8:18 admin.listen: `0.0.0.0:9090` can be reached from other machines, and there are no tokens"],
+    );
     check(&admin("9090"), &["8:18 admin.listen: `9090` is not an address to listen on"]);
     check(&admin("127.0.0.1:8080"), &["8:18 admin.listen: `listen` and `admin.listen` take the same port"]);
     check(
@@ -623,7 +659,7 @@ fn secrets_stay_hidden() {
                 let json = serde_json::to_string(&problems).unwrap();
                 assert!(!problems.to_string().contains(SECRET) && !json.contains(SECRET), "{problems}");
             }
-            Ok(config) => assert!(!format!("{:?}", compile(&config, 0)).is_empty()),
+            Ok(config) => assert!(!format!("{:?}", compile(&config, &Intent::default(), 0)).is_empty()),
         }
     }
     assert!(refused > 20);
@@ -832,7 +868,7 @@ proptest! {
         let text: String = text.into_iter().collect();
         match read(&text) {
             Ok(config) => {
-                let table = compile(&config, 1);
+                let table = compile(&config, &Intent::default(), 1);
                 prop_assert!(table.services.iter().all(|s| s.versions.iter().any(|v| v.name == s.stable)));
             }
             Err(problems) => {

@@ -1,0 +1,53 @@
+//! What happened, as operators read it and later decisions go by it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::health::State;
+use crate::status::DependencyState;
+
+/// Something an operator may want to know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Grows by one with each event of this process.
+    pub id: u64,
+    /// Milliseconds since the Unix epoch.
+    pub at: u64,
+    #[serde(flatten)]
+    pub what: What,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum What {
+    /// An endpoint changed its state.
+    Health { endpoint: EndpointName, from: State, to: State, reason: String },
+    /// Consecutive failures opened the breaker, or a probe closed it.
+    Breaker { endpoint: EndpointName, open: bool },
+    /// It failed clearly more often than its siblings.
+    Ejected { endpoint: EndpointName, seconds: f64, reason: String },
+    /// Something that a service depends on came or went.
+    Dependency { service: String, name: String, state: DependencyState, reason: String },
+    /// A new table serves.
+    Table { revision: u64 },
+    /// Somebody changed what is to be served.
+    Change {
+        /// Name of the token, `file` for the configuration file, or `local` where there are no tokens.
+        actor: String,
+        /// What was done, such as `drain` or `reload`.
+        action: String,
+        /// What it was done to, such as an endpoint's URL.
+        subject: String,
+        /// Of the table that came of it.
+        revision: u64,
+    },
+    /// A change was refused, and nothing was changed.
+    Refused { actor: String, action: String, subject: String, reason: String },
+}
+
+/// Where an endpoint stands in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointName {
+    pub service: String,
+    pub version: String,
+    pub url: String,
+}
