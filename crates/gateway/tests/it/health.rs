@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
+use backstop_core::event::What;
 use backstop_core::health::State;
 use backstop_core::table::{CheckSpec, Engine, InferenceSpec, ServiceSpec, TableSpec};
 use backstop_engine_sim::{Dist, Fault, Rule, SimConfig};
-use backstop_gateway::What;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -324,7 +324,7 @@ async fn consecutive_failures_open_the_breaker() {
     assert!(world.endpoint(0).breaker_open);
     assert_eq!(chat(world.addr, true).await.content(), oracle(TOKENS));
     assert_eq!(world.requests(), [10, 1]);
-    let opened = |event: &backstop_gateway::Event| matches!(event.what, What::Breaker { open: true, .. });
+    let opened = |event: &backstop_core::event::Event| matches!(event.what, What::Breaker { open: true, .. });
     assert_eq!(world.gateway.events_after(0).iter().filter(|event| opened(event)).count(), 1);
 }
 
