@@ -2,13 +2,14 @@
 
 use backstop_core::table::{
     Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyEffect, DependencySpec, DnsSpec,
-    EndpointSpec, Engine, HealthSpec, InferenceSpec, KeySpec, OutlierSpec, Protocol, RegionMode, RegionSpec,
-    RetrySpec, Role, RuleSpec, ServiceSpec, TableSpec, Timeouts, TlsSpec, TokenSpec, VersionSpec,
+    EndpointSpec, Engine, HealthSpec, InferenceSpec, KeySpec, OutlierSpec, Protocol, ReadinessSpec,
+    RegionMode, RegionSpec, RetrySpec, Role, RuleSpec, ServiceSpec, TableSpec, Timeouts, TlsSpec, TokenSpec,
+    VersionSpec,
 };
 use sha2::{Digest as _, Sha256};
 
 use crate::types;
-use crate::units::Name;
+use crate::units::{Name, Percent};
 
 pub(crate) fn table(document: &types::Document, revision: u64) -> TableSpec {
     TableSpec {
@@ -21,8 +22,17 @@ pub(crate) fn table(document: &types::Document, revision: u64) -> TableSpec {
             min_ttl: document.dns.min_ttl.0,
             max_ttl: document.dns.max_ttl.0,
         },
+        readiness: ReadinessSpec {
+            max_memory: limit(document.readiness.max_memory),
+            max_cpu: limit(document.readiness.max_cpu),
+        },
         services: document.services.iter().map(service).collect(),
     }
+}
+
+/// The whole is no limit.
+fn limit(percent: Percent) -> Option<f64> {
+    Some(percent.share()).filter(|share| *share < 1.0)
 }
 
 fn text(name: &Name) -> String {

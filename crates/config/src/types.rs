@@ -38,6 +38,9 @@ pub(crate) struct Document {
     /// How the host names of endpoints are resolved.
     #[serde(default)]
     pub(crate) dns: Dns,
+    /// When readiness fails for want of memory or processor time.
+    #[serde(default)]
+    pub(crate) readiness: Readiness,
     /// Where lasting state is kept: `sqlite:PATH` or `memory:` (write it in quotes, because of the colon at
     /// its end). Memory only for now: nothing is persisted in this release.
     #[serde(default = "default_store")]
@@ -139,6 +142,18 @@ pub(crate) struct Dns {
     /// An answer is used for at most this long, whatever its time to live.
     #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
     pub(crate) max_ttl: Span,
+}
+
+/// When `/health/readiness` fails for want of memory or processor time, so that a balancer in front sends requests
+/// elsewhere. Requests that come are served.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "readiness", transform = ordered::<Self>)]
+pub(crate) struct Readiness {
+    /// Used share of the machine's memory, or of the container's limit; `100%` turns it off.
+    pub(crate) max_memory: Percent,
+    /// Busy share of the machine's processors, over the last half minute or so; `100%` turns it off.
+    pub(crate) max_cpu: Percent,
 }
 
 /// What clients address by `model`.
@@ -570,6 +585,12 @@ impl Default for Admin {
 impl Default for Dns {
     fn default() -> Self {
         Self { servers: Vec::new(), min_ttl: Span::secs(1), max_ttl: Span::secs(300) }
+    }
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self { max_memory: Percent::new(90.0), max_cpu: Percent::new(90.0) }
     }
 }
 

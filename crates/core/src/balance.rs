@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
-use crate::table::BalancePolicy;
+use crate::table::{BalancePolicy, RegionMode, RegionSpec};
 
 /// A tier keeps all traffic while this much of it, times its health, covers the whole (Envoy's
 /// overprovisioning factor).
@@ -34,6 +34,18 @@ pub struct Candidate {
     pub latency: Option<f64>,
     /// Hash of the endpoint's identity, the same in every process.
     pub identity: u64,
+}
+
+/// How far `region` is from a gateway in region `own`: 0 is preferred, and higher ranks take over as lower ones lose
+/// health. An endpoint without a region is near to all.
+pub fn region_rank(spec: &RegionSpec, own: Option<&str>, region: Option<&str>) -> usize {
+    let Some(region) = region else { return 0 };
+    let named = spec.order.iter().position(|name| name == region).unwrap_or(spec.order.len());
+    match (spec.mode, own) {
+        (RegionMode::ActivePassive, _) => named,
+        (RegionMode::ActiveActive, Some(own)) if own != region => 1 + named,
+        (RegionMode::ActiveActive, _) => 0,
+    }
 }
 
 /// Chooses by `policy`; `None` only if there are no candidates.
@@ -268,6 +280,22 @@ mod tests {
         for (got, want) in shares(policy, candidates).iter().zip(expected) {
             assert!((got - want).abs() < 0.015, "{policy:?}: {got} instead of {want}");
         }
+    }
+
+    #[test]
+    fn near_regions_come_first() {
+        let check = |mode, own: Option<&str>, expected: [usize; 4]| {
+            let spec = RegionSpec { mode, order: vec!["us".to_owned(), "eu".to_owned()] };
+            let ranks =
+                [None, Some("eu"), Some("us"), Some("asia")].map(|region| region_rank(&spec, own, region));
+            assert_eq!(ranks, expected, "{mode:?} in {own:?}");
+        };
+        check(RegionMode::ActiveActive, Some("eu"), [0, 0, 1, 3]);
+        check(RegionMode::ActiveActive, Some("us"), [0, 2, 0, 3]);
+        check(RegionMode::ActiveActive, Some("mars"), [0, 2, 1, 3]);
+        check(RegionMode::ActiveActive, None, [0, 0, 0, 0]);
+        check(RegionMode::ActivePassive, Some("eu"), [0, 1, 0, 2]);
+        check(RegionMode::ActivePassive, None, [0, 1, 0, 2]);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 pub mod balance;
 pub mod breaker;
+pub mod dependency;
 pub mod event;
 pub mod health;
 pub mod outlier;

@@ -22,7 +22,16 @@ pub struct TableSpec {
     /// Who may use the control API. None = everybody who can reach it, which is this machine only.
     pub tokens: Vec<TokenSpec>,
     pub dns: DnsSpec,
+    pub readiness: ReadinessSpec,
     pub services: Vec<ServiceSpec>,
+}
+
+/// What of the machine makes a gateway say that it is not ready; shares of the whole, 0–1, `None` = nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReadinessSpec {
+    pub max_memory: Option<f64>,
+    /// Over the last half minute or so.
+    pub max_cpu: Option<f64>,
 }
 
 /// How host names are resolved.

@@ -63,7 +63,7 @@ pub(crate) async fn run(
     let fault = match shared.unless_closing(until(version, &endpoint, deadline, answered)).await {
         Some(Ok(Ok(won))) => return Ok((won, lease)),
         Some(Ok(Err(fault))) => fault,
-        Some(Err(Interrupted::Dead)) => Fault::Unhealthy,
+        Some(Err(Interrupted::Lost)) => Fault::Unhealthy,
         Some(Err(Interrupted::Deadline)) if clock::now() >= routed.total.deadline => {
             Fault::Total(routed.total.limit)
         }
@@ -263,13 +263,13 @@ fn is_a(headers: &HeaderMap, media_type: &str) -> bool {
 
 enum Interrupted {
     Deadline,
-    Dead,
+    Lost,
 }
 
-/// How often a waiting attempt looks whether its endpoint has been found dead meanwhile.
+/// How often a waiting attempt looks whether its endpoint has been lost meanwhile.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Runs `future` until `deadline`, or until active checks find its endpoint dead and another could do the work.
+/// Runs `future` until `deadline`, or until its endpoint is lost and another could do the work.
 async fn until<F: Future>(
     version: &Version,
     endpoint: &Arc<Endpoint>,
@@ -288,8 +288,8 @@ async fn until<F: Future>(
             if now >= deadline {
                 return Poll::Ready(Err(Interrupted::Deadline));
             }
-            if endpoint.is_dead() && version.has_other_than(endpoint, now) {
-                return Poll::Ready(Err(Interrupted::Dead));
+            if endpoint.is_lost() && version.has_other_than(endpoint, now) {
+                return Poll::Ready(Err(Interrupted::Lost));
             }
             alarm.as_mut().reset(alarm_at(now));
         }

@@ -9,7 +9,7 @@ use backstop_core::balance::{Candidate, DynamicWeight, PeakEwma, slow_start};
 use backstop_core::breaker::{Breaker, Outcome, Pass};
 use backstop_core::health::{Change, Finding, Health, Layer, State};
 use backstop_core::outlier::{Counts, Ejection};
-use backstop_core::table::{BreakerSpec, EndpointSpec, HealthSpec, ServiceSpec};
+use backstop_core::table::{BreakerSpec, Duty, EndpointSpec, HealthSpec, ServiceSpec};
 use http::HeaderValue;
 use tokio::sync::Notify;
 
@@ -87,7 +87,7 @@ pub(crate) struct Endpoint {
     paused_until: AtomicU64,
     recovered_at: AtomicU64,
     stall_suspected: AtomicBool,
-    dead: AtomicBool,
+    lost: AtomicBool,
     engine_report: Mutex<Option<EngineMetrics>>,
 }
 
@@ -175,7 +175,7 @@ impl Endpoint {
             paused_until: AtomicU64::new(0),
             recovered_at: AtomicU64::new(0),
             stall_suspected: AtomicBool::new(false),
-            dead: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             engine_report: Mutex::default(),
         }
     }
@@ -195,10 +195,23 @@ impl Endpoint {
         self.publish(&health, change);
     }
 
+    /// Does what an operator wants of it.
+    pub(crate) fn obey(&self, duty: Duty) {
+        self.order(match duty {
+            Duty::Active => None,
+            Duty::Draining => Some((State::Draining, "drained by an operator")),
+            Duty::Isolated => Some((State::Isolated, "isolated by an operator")),
+        });
+    }
+
     /// Stops new work for good: the endpoint has left the table.
     pub(crate) fn retire(&self) {
+        self.order(Some((State::Draining, "no longer in the configuration")));
+    }
+
+    fn order(&self, order: Option<(State, &str)>) {
         let mut health = self.health();
-        let change = health.order(Some((State::Draining, "no longer in the configuration")), clock::now());
+        let change = health.order(order, clock::now());
         self.publish(&health, change);
     }
 
@@ -211,13 +224,14 @@ impl Endpoint {
             self.breaker().recovered(clock::now());
         }
         self.state.store(change.to as u8, Relaxed);
-        self.dead.store(health.is_dead(), Relaxed);
+        self.lost.store(health.is_dead() || change.to == State::Isolated, Relaxed);
         self.events.emit(events::health(&self.id, &change));
     }
 
-    /// The process is gone or stands still.
-    pub(crate) fn is_dead(&self) -> bool {
-        self.dead.load(Relaxed)
+    /// The process is gone or stands still, or an operator has isolated it: an answer that has not begun had better
+    /// come from elsewhere.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Relaxed)
     }
 
     /// Whether active checks let it serve: panic mode may overrule everything else, but not this.

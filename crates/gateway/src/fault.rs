@@ -30,6 +30,12 @@ pub(crate) enum Refusal {
     Body(hyper::Error),
     #[error("{0}")]
     Peek(#[from] backstop_openai::peek::PeekError),
+    #[error("no API key was sent; send it as `authorization: Bearer KEY`")]
+    NoKey,
+    #[error("the API key is not known")]
+    WrongKey,
+    #[error("this API key may not use the service `{0}`")]
+    NotAllowed(String),
     #[error("the model `{model}` does not exist; there are: {known}")]
     UnknownModel { model: String, known: String },
     #[error(
@@ -43,6 +49,8 @@ impl Refusal {
         match self {
             Self::UnknownPath(_) | Self::UnknownModel { .. } => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
+            Self::NotAllowed(_) => StatusCode::FORBIDDEN,
             Self::ContentType(_) | Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -60,8 +68,20 @@ impl Refusal {
             Self::BodyTimeout => "request_timeout",
             Self::Body(_) => "request_incomplete",
             Self::Peek(_) => "invalid_request_body",
+            Self::NoKey => "missing_api_key",
+            Self::WrongKey => "invalid_api_key",
+            Self::NotAllowed(_) => "service_not_allowed",
             Self::UnknownModel { .. } => "model_not_found",
             Self::NoService(_) => "service_not_named",
+        }
+    }
+
+    /// `type` of the error.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::NoKey | Self::WrongKey => "authentication_error",
+            Self::NotAllowed(_) => "permission_error",
+            _ => "invalid_request_error",
         }
     }
 

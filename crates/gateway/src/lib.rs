@@ -11,6 +11,7 @@ mod endpoint;
 mod events;
 mod fault;
 mod headers;
+mod identity;
 mod local;
 mod metrics;
 mod outliers;

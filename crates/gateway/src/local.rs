@@ -1,9 +1,11 @@
 //! What Backstop answers itself: its own health, and the list of models.
 
+use std::sync::Arc;
+
 use backstop_openai::error::ErrorBody;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode};
 use serde_json::json;
 
 use crate::Shared;
@@ -21,8 +23,8 @@ pub(crate) fn answer(shared: &Shared, head: &Parts) -> Option<Response<ReplyBody
             Some(say(StatusCode::OK, &json!({ "status": "ok" })))
         }
         "/ready" | "/readyz" | "/health/readiness" => Some(readiness(shared)),
-        "/v1/models" | "/v1/models/" => Some(models(shared)),
-        path => path.strip_prefix("/v1/models/").map(|id| model(shared, id)),
+        "/v1/models" | "/v1/models/" => Some(models(shared, &head.headers, None)),
+        path => path.strip_prefix("/v1/models/").map(|id| models(shared, &head.headers, Some(id))),
     }
 }
 
@@ -55,15 +57,22 @@ fn readiness(shared: &Shared) -> Response<ReplyBody> {
     }
 }
 
-fn models(shared: &Shared) -> Response<ReplyBody> {
+/// The models that the client may use, or one of them.
+fn models(shared: &Shared, headers: &HeaderMap, id: Option<&str>) -> Response<ReplyBody> {
     let table = shared.table.load();
-    let data: Vec<_> = table.models().into_iter().map(entry).collect();
-    say(StatusCode::OK, &json!({ "object": "list", "data": data }))
-}
-
-fn model(shared: &Shared, id: &str) -> Response<ReplyBody> {
-    let id = percent_decoded(id);
-    if shared.table.load().by_model(&id).is_some() {
+    let client = match table.identities.client(headers) {
+        Ok(client) => client.map(Arc::as_ref),
+        Err(refusal) => {
+            shared.refused.count(refusal.code());
+            return reply::refused(&refusal);
+        }
+    };
+    let models = table.models(client);
+    let Some(id) = id.map(percent_decoded) else {
+        let data: Vec<_> = models.into_iter().map(entry).collect();
+        return say(StatusCode::OK, &json!({ "object": "list", "data": data }));
+    };
+    if models.contains(&id.as_str()) {
         return say(StatusCode::OK, &entry(&id));
     }
     let message = format!("the model `{id}` does not exist");

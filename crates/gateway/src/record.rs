@@ -9,6 +9,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue};
 use tracing::{info, warn};
 
+use crate::identity::Client;
 use crate::metrics::{ByCode, Ended, VersionMetrics};
 use crate::table::Version;
 use crate::{Shared, clock};
@@ -50,6 +51,7 @@ pub(crate) struct Record {
     method: http::Method,
     path: String,
     stream: bool,
+    client: Option<Arc<Client>>,
     service: Option<Arc<str>>,
     version: Option<Arc<str>>,
     env: &'static str,
@@ -75,6 +77,7 @@ impl Record {
             method: head.method.clone(),
             path: head.uri.path().to_owned(),
             stream: false,
+            client: None,
             service: None,
             version: None,
             env: "",
@@ -86,6 +89,10 @@ impl Record {
             code: None,
             ended: Ended::Cancelled,
         }
+    }
+
+    pub(crate) fn asked_by(&mut self, client: Option<Arc<Client>>) {
+        self.client = client;
     }
 
     /// The request is understood and assigned to `version`.
@@ -177,6 +184,8 @@ impl Drop for Record {
                     request_id = self.request_id.to_str().unwrap_or_default(),
                     method = self.method.as_str(),
                     path = self.path,
+                    key = self.client.as_ref().map(|client| &*client.name),
+                    tenant = self.client.as_ref().map(|client| &*client.tenant),
                     service = self.service.as_deref(),
                     version = self.version.as_deref(),
                     env = self.env,

@@ -47,11 +47,13 @@ impl Registry {
         if let Some(entry) = entries.get(&id) {
             if **entry.endpoint.settings.load() != settings {
                 entry.endpoint.settings.store(Arc::new(settings));
+                entry.endpoint.obey(spec.duty);
                 entry.endpoint.suspicion.notify_one();
             }
             return Arc::clone(&entry.endpoint);
         }
         let endpoint = Arc::new(Endpoint::new(id.clone(), settings, Arc::clone(&self.events)));
+        endpoint.obey(spec.duty);
         let probes = [
             OwnedTask::spawn("probe", probe::watch(Arc::clone(&endpoint))),
             OwnedTask::spawn("inference probe", probe::watch_inference(Arc::clone(&endpoint))),

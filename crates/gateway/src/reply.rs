@@ -61,12 +61,22 @@ pub(crate) fn json(status: StatusCode, body: Bytes) -> Response<ReplyBody> {
 
 /// The answer to a mistake of the client's. Ends the record.
 pub(crate) fn refusal(refusal: &Refusal, record: Record) -> Response<ReplyBody> {
-    let message = refusal.to_string();
-    let kind = "invalid_request_error";
-    let body = ErrorBody { message: &message, kind, param: refusal.param(), code: Some(refusal.code()) };
-    let mut response = json(refusal.status(), body.to_json());
+    let mut response = refused(refusal);
     response.headers_mut().insert(REQUEST_ID, record.request_id.clone());
+    record.refused(refusal.status().as_u16(), refusal.code());
+    response
+}
+
+/// The same without a record.
+pub(crate) fn refused(refusal: &Refusal) -> Response<ReplyBody> {
+    let message = refusal.to_string();
+    let (kind, param) = (refusal.kind(), refusal.param());
+    let body = ErrorBody { message: &message, kind, param, code: Some(refusal.code()) };
+    let mut response = json(refusal.status(), body.to_json());
     match refusal {
+        Refusal::NoKey | Refusal::WrongKey => {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         Refusal::Method { allowed, .. } => {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
@@ -76,7 +86,6 @@ pub(crate) fn refusal(refusal: &Refusal, record: Record) -> Response<ReplyBody> 
         }
         _ => {}
     }
-    record.refused(refusal.status().as_u16(), refusal.code());
     response
 }
 

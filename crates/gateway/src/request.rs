@@ -1,6 +1,6 @@
 //! The way of a request, top to bottom.
 //!
-//! accept → read head → read body → peek → choose service and version → pick endpoint → send → wait for the first
+//! accept → read head → who asks → read body → peek → choose service and version → pick endpoint → send → wait for the first
 //! meaningful output → commit the head → relay → end. What can still fail over happens before the commit.
 
 use std::net::{IpAddr, SocketAddr};
@@ -23,6 +23,7 @@ use crate::attempt::{self, Won};
 use crate::body::read_body;
 use crate::endpoint::{AnswerKind, Endpoint, Lease, fnv1a};
 use crate::fault::{Fault, Refusal};
+use crate::identity::Client;
 use crate::record::{REQUEST_ID, Record};
 use crate::relay::{Relay, Total};
 use crate::reply::{self, ATTEMPTS, ReplyBody, VERSION};
@@ -82,10 +83,12 @@ async fn understand(
     record: &mut Record,
 ) -> Result<Routed, Refusal> {
     let api = check_head(&head)?;
+    let client = shared.table.load().identities.client(&head.headers)?.cloned();
+    record.asked_by(client.clone());
     let body = read_body(body, &head.headers).await?;
 
     let table = shared.table.load();
-    let (service, asked) = find_service(&table, api, &head.headers, &body)?;
+    let (service, asked) = find_service(&table, api, &head.headers, &body, client.as_deref())?;
     let version = service.assign(&head.headers);
     let stream = asked.as_ref().is_some_and(|peek| peek.stream);
     record.routed(&service.name, version, stream);
@@ -128,8 +131,14 @@ fn find_service<'t, 'b>(
     api: Api,
     headers: &HeaderMap,
     body: &'b [u8],
+    client: Option<&Client>,
 ) -> Result<(&'t Arc<Service>, Option<Peek<'b>>), Refusal> {
-    let named = named_service(table, headers)?;
+    let known_models = || known_models(table, client);
+    let allowed = |service: &'t Arc<Service>| {
+        let may = client.is_none_or(|client| client.may_use(&service.name));
+        if may { Ok(service) } else { Err(Refusal::NotAllowed(service.name.to_string())) }
+    };
+    let named = named_service(table, headers, known_models)?;
     let is_json = content_type(headers).is_some_and(is_json_type) && !body.is_empty();
     let asked = match (api.is_json_post() || is_json).then(|| peek(body)) {
         Some(Err(error)) if api.is_json_post() => return Err(error.into()),
@@ -137,14 +146,14 @@ fn find_service<'t, 'b>(
         peeked => peeked.and_then(Result::ok),
     };
     if let Some(service) = named {
-        return Ok((service, asked));
+        return Ok((allowed(service)?, asked));
     }
-    let Some(peek) = &asked else { return Err(Refusal::NoService(known_models(table))) };
+    let Some(peek) = &asked else { return Err(Refusal::NoService(known_models())) };
     let service = table.by_model(&peek.model).ok_or_else(|| Refusal::UnknownModel {
         model: peek.model.chars().take(100).collect(),
-        known: known_models(table),
+        known: known_models(),
     })?;
-    Ok((service, asked))
+    Ok((allowed(service)?, asked))
 }
 
 /// What can be refused before the body has been read.
@@ -190,14 +199,18 @@ fn is_json_type(value: &str) -> bool {
     essence.eq_ignore_ascii_case("application/json")
 }
 
-fn named_service<'t>(table: &'t Table, headers: &HeaderMap) -> Result<Option<&'t Arc<Service>>, Refusal> {
+fn named_service<'t>(
+    table: &'t Table,
+    headers: &HeaderMap,
+    known_models: impl Fn() -> String,
+) -> Result<Option<&'t Arc<Service>>, Refusal> {
     let Some(name) = headers.get(SERVICE) else { return Ok(None) };
     let service = name.to_str().ok().and_then(|name| table.services.get(name));
-    service.map(Some).ok_or_else(|| Refusal::NoService(known_models(table)))
+    service.map(Some).ok_or_else(|| Refusal::NoService(known_models()))
 }
 
-fn known_models(table: &Table) -> String {
-    let models = table.models();
+fn known_models(table: &Table, client: Option<&Client>) -> String {
+    let models = table.models(client);
     let shown = models.iter().take(20).map(|model| format!("`{model}`")).collect::<Vec<_>>().join(", ");
     if models.len() > 20 { format!("{shown}, …") } else { shown }
 }

@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use backstop_core::balance::{self, Candidate, Tier};
 use backstop_core::table::{
-    BalancePolicy, OutlierSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec, Timeouts,
+    BalancePolicy, EndpointSpec, OutlierSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec, Timeouts,
 };
 use http::{HeaderMap, HeaderValue};
 
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
+use crate::identity::{Client, Identities};
 use crate::metrics::VersionMetrics;
 use crate::registry::Registry;
 
@@ -20,6 +21,7 @@ pub(crate) struct Table {
     pub(crate) revision: u64,
     pub(crate) services: HashMap<Arc<str>, Arc<Service>>,
     models: HashMap<String, Arc<Service>>,
+    pub(crate) identities: Identities,
 }
 
 pub(crate) struct Service {
@@ -59,18 +61,25 @@ pub(crate) struct Target {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) weight: f64,
     pub(crate) priority: u8,
+    /// Priority, then nearness of the region: lower ones first.
+    tier: (u8, usize),
 }
 
 impl Table {
     /// Nothing to serve yet.
     pub(crate) fn empty() -> Self {
-        Self { revision: 0, services: HashMap::new(), models: HashMap::new() }
+        Self {
+            revision: 0,
+            services: HashMap::new(),
+            models: HashMap::new(),
+            identities: Identities::default(),
+        }
     }
 
     pub(crate) fn link(spec: &TableSpec, registry: &Registry) -> Self {
-        let mut table = Self { revision: spec.revision, ..Self::empty() };
+        let mut table = Self { revision: spec.revision, identities: Identities::new(spec), ..Self::empty() };
         for service_spec in &spec.services {
-            let service = Arc::new(Service::link(service_spec, registry));
+            let service = Arc::new(Service::link(service_spec, spec.region.as_deref(), registry));
             for model in &service_spec.models {
                 table.models.insert(model.clone(), Arc::clone(&service));
             }
@@ -83,9 +92,11 @@ impl Table {
         self.models.get(model)
     }
 
-    /// The values of `model` that are served, in order.
-    pub(crate) fn models(&self) -> Vec<&str> {
-        let mut models: Vec<_> = self.models.keys().map(String::as_str).collect();
+    /// The values of `model` that are served to `client`, in order.
+    pub(crate) fn models(&self, client: Option<&Client>) -> Vec<&str> {
+        let allowed = |service: &Service| client.is_none_or(|client| client.may_use(&service.name));
+        let served = self.models.iter().filter(|(_, service)| allowed(service));
+        let mut models: Vec<_> = served.map(|(model, _)| model.as_str()).collect();
         models.sort_unstable();
         models
     }
@@ -96,7 +107,11 @@ impl Table {
 }
 
 impl Service {
-    fn link(spec: &ServiceSpec, registry: &Registry) -> Self {
+    fn link(spec: &ServiceSpec, own_region: Option<&str>, registry: &Registry) -> Self {
+        let tier = |endpoint: &EndpointSpec| {
+            let region = endpoint.region.as_deref();
+            (endpoint.priority, balance::region_rank(&spec.regions, own_region, region))
+        };
         let name: Arc<str> = spec.name.as_str().into();
         let versions: Vec<_> = spec
             .versions
@@ -109,9 +124,10 @@ impl Service {
                         endpoint: registry.endpoint(spec, &version.name, endpoint),
                         weight: endpoint.weight,
                         priority: endpoint.priority,
+                        tier: tier(endpoint),
                     })
                     .collect();
-                targets.sort_by_key(|target| target.priority);
+                targets.sort_by_key(|target| target.tier);
                 Arc::new(Version {
                     name: version.name.as_str().into(),
                     header: HeaderValue::from_str(&version.name)
@@ -208,10 +224,10 @@ impl Version {
     ) -> Option<&Arc<Endpoint>> {
         let rng = &mut rand::rng();
         let mut open: Vec<(&Target, Candidate)> = Vec::with_capacity(self.targets.len());
-        let mut tiers: Vec<(u8, Tier)> = Vec::with_capacity(1);
+        let mut tiers: Vec<((u8, usize), Tier)> = Vec::with_capacity(1);
         for target in self.targets.iter().filter(&fresh) {
-            if tiers.last().is_none_or(|(priority, _)| *priority != target.priority) {
-                tiers.push((target.priority, Tier { weight: 0.0, healthy: 0.0 }));
+            if tiers.last().is_none_or(|(tier, _)| *tier != target.tier) {
+                tiers.push((target.tier, Tier { weight: 0.0, healthy: 0.0 }));
             }
             let Some((_, tier)) = tiers.last_mut() else { continue };
             tier.weight += target.weight;
@@ -221,15 +237,15 @@ impl Version {
                 open.push((target, candidate));
             }
         }
-        let priority = match tiers.as_slice() {
+        let chosen = match tiers.as_slice() {
             [] => return None,
-            [(priority, _)] => *priority,
+            [(tier, _)] => *tier,
             several => {
                 let levels: Vec<Tier> = several.iter().map(|(_, tier)| *tier).collect();
                 several[balance::choose_tier(&levels, rand::RngExt::random(rng))?].0
             }
         };
-        open.retain(|(target, _)| target.priority == priority);
+        open.retain(|(target, _)| target.tier == chosen);
         let candidates: Vec<Candidate> = open.iter().map(|(_, candidate)| *candidate).collect();
         let chosen = balance::pick(self.balance, &candidates, wish.turn, Some(wish.session), rng)?;
         Some(&open[chosen].0.endpoint)

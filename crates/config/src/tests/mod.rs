@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use backstop_core::table::{
     Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyCheck, DependencyEffect, DependencySpec,
-    EndpointSpec, Engine, HealthSpec, InferenceSpec, OutlierSpec, Protocol, RegionMode, RegionSpec,
-    RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec, Target, Timeouts, TlsSpec, VersionSpec,
+    EndpointSpec, Engine, HealthSpec, InferenceSpec, OutlierSpec, Protocol, ReadinessSpec, RegionMode,
+    RegionSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec, Target, Timeouts, TlsSpec, VersionSpec,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -16,6 +16,9 @@ use serde_json::Value;
 use crate::reference::{FULL, MINIMAL};
 use crate::schema::{Schema, has_stray_limits, properties};
 use crate::{Config, Intent, Problems, Store, compile, parse, reference, schema};
+
+/// What is in force by default.
+const READINESS: ReadinessSpec = ReadinessSpec { max_memory: Some(0.9), max_cpu: Some(0.9) };
 
 const SECRET: &str = "s3cr3t-value";
 
@@ -130,7 +133,12 @@ fn minimal() {
     assert_eq!(config.state_dir(), std::path::Path::new("./state"));
     assert_eq!(
         compile(&config, &Intent::default(), 7),
-        TableSpec { revision: 7, services: vec![minimal_service()], ..TableSpec::default() }
+        TableSpec {
+            revision: 7,
+            services: vec![minimal_service()],
+            readiness: READINESS,
+            ..TableSpec::default()
+        }
     );
 }
 
