@@ -235,7 +235,7 @@ impl fmt::Debug for EndpointSpec {
 }
 
 /// Where an endpoint listens, already split so that nothing has to parse it again.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Target {
     pub scheme: Scheme,
     /// Host name or address as written (IPv6 without brackets).

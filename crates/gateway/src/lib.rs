@@ -7,6 +7,7 @@ mod attempt;
 mod body;
 mod client_io;
 mod clock;
+mod dependency;
 mod endpoint;
 mod events;
 mod fault;
@@ -35,7 +36,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use backstop_core::event::{Event, What};
-use backstop_core::status::Status;
+use backstop_core::status::{DependencyState, Status};
 use backstop_core::table::TableSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
@@ -143,6 +144,26 @@ impl Gateway {
     /// Events from now on. A subscriber that falls more than 1,024 behind misses some, and is told so.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
+    }
+
+    /// Tells everybody who reads events something that happened elsewhere.
+    pub fn emit(&self, what: What) {
+        self.events.emit(what);
+    }
+
+    /// Sets the state of dependencies called `name`, of one service or of all, whatever their checks find; `None`
+    /// gives them back to their checks. How many there are.
+    pub fn force_dependency(
+        &self,
+        service: Option<&str>,
+        name: &str,
+        state: Option<DependencyState>,
+    ) -> usize {
+        let table = self.shared.table.load();
+        let meant = table.dependencies().filter(|dependency| {
+            *dependency.name == *name && service.is_none_or(|service| *dependency.service == *service)
+        });
+        meant.map(|dependency| dependency.force(state)).count()
     }
 
     /// The kept events after the one with `id`; at most 1,024 are kept.

@@ -1,21 +1,24 @@
-//! All endpoints that any table names, with the tasks that watch them.
+//! All endpoints and dependencies that the table names, with the tasks that watch them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backstop_core::table::{EndpointSpec, ServiceSpec};
+use backstop_core::table::{DependencySpec, EndpointSpec, ServiceSpec};
 
+use crate::dependency::{self, Dependency};
 use crate::endpoint::{Endpoint, EndpointId, Settings};
 use crate::events::Events;
 use crate::metrics::VersionMetrics;
 use crate::probe;
-use crate::table::Table;
+use crate::table::{Service, Table};
 use crate::tasks::OwnedTask;
 
 pub(crate) struct Registry {
     entries: Mutex<HashMap<EndpointId, Entry>>,
     /// By service and version.
     metrics: Mutex<HashMap<(String, String), Arc<VersionMetrics>>>,
+    /// By service and name.
+    dependencies: Mutex<HashMap<(String, String), (Arc<Dependency>, OwnedTask)>>,
     pub(crate) events: Arc<Events>,
 }
 
@@ -27,7 +30,7 @@ struct Entry {
 
 impl Registry {
     pub(crate) fn new(events: Arc<Events>) -> Self {
-        Self { entries: Mutex::default(), metrics: Mutex::default(), events }
+        Self { entries: Mutex::default(), metrics: Mutex::default(), dependencies: Mutex::default(), events }
     }
 
     /// The endpoint that a spec names: the one that is known, with its new settings, or a new one.
@@ -68,6 +71,23 @@ impl Registry {
         Arc::clone(metrics.entry((service.to_owned(), version.to_owned())).or_default())
     }
 
+    /// The dependency that a spec names: the one that is known, with its new settings, or a new one. One that is looked
+    /// for elsewhere from now on is new.
+    pub(crate) fn dependency(&self, service: &Arc<str>, spec: &DependencySpec) -> Arc<Dependency> {
+        let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = (service.to_string(), spec.name.clone());
+        if let Some((known, _)) = dependencies.get(&id)
+            && known.spec.load().check == spec.check
+        {
+            known.spec.store(Arc::new(spec.clone()));
+            return Arc::clone(known);
+        }
+        let dependency = Arc::new(Dependency::new(Arc::clone(service), spec, Arc::clone(&self.events)));
+        let watch = OwnedTask::spawn("dependency", dependency::watch(Arc::clone(&dependency)));
+        dependencies.insert(id, (Arc::clone(&dependency), watch));
+        dependency
+    }
+
     /// Lets go of the endpoints and versions that `table` no longer names. Requests that run on them may end.
     pub(crate) fn retain(&self, table: &Table) {
         let named: HashSet<&EndpointId> = table.targets().map(|target| &target.endpoint.id).collect();
@@ -80,6 +100,12 @@ impl Registry {
             kept
         });
         drop(entries);
+        let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
+        dependencies.retain(|(service, name), _| {
+            let named = |service: &Arc<Service>| service.dependencies.iter().any(|it| *it.name == *name);
+            table.services.get(service.as_str()).is_some_and(named)
+        });
+        drop(dependencies);
         let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         metrics.retain(|(service, version), _| {
             table.services.get(service.as_str()).is_some_and(|service| service.version(version).is_some())

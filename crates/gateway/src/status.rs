@@ -26,7 +26,7 @@ fn of_service(service: &Arc<Service>, now: Instant) -> ServiceStatus {
         name: service.name.to_string(),
         stable: service.stable().name.to_string(),
         versions: versions.collect(),
-        dependencies: Vec::new(),
+        dependencies: service.dependencies.iter().map(|dependency| dependency.status()).collect(),
     }
 }
 

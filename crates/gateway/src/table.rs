@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use backstop_core::balance::{self, Candidate, Tier};
 use backstop_core::table::{
-    BalancePolicy, EndpointSpec, OutlierSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec, Timeouts,
+    BalancePolicy, EndpointSpec, OutlierSpec, ReadinessSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec,
+    Timeouts,
 };
 use http::{HeaderMap, HeaderValue};
 
+use crate::dependency::Dependency;
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::identity::{Client, Identities};
 use crate::metrics::VersionMetrics;
@@ -22,11 +24,13 @@ pub(crate) struct Table {
     pub(crate) services: HashMap<Arc<str>, Arc<Service>>,
     models: HashMap<String, Arc<Service>>,
     pub(crate) identities: Identities,
+    pub(crate) readiness: ReadinessSpec,
 }
 
 pub(crate) struct Service {
     pub(crate) name: Arc<str>,
     pub(crate) versions: Vec<Arc<Version>>,
+    pub(crate) dependencies: Vec<Arc<Dependency>>,
     stable: Arc<Version>,
     rules: Vec<RuleSpec>,
     pub(crate) timeouts: Timeouts,
@@ -73,11 +77,17 @@ impl Table {
             services: HashMap::new(),
             models: HashMap::new(),
             identities: Identities::default(),
+            readiness: ReadinessSpec::default(),
         }
     }
 
     pub(crate) fn link(spec: &TableSpec, registry: &Registry) -> Self {
-        let mut table = Self { revision: spec.revision, identities: Identities::new(spec), ..Self::empty() };
+        let mut table = Self {
+            revision: spec.revision,
+            identities: Identities::new(spec),
+            readiness: spec.readiness,
+            ..Self::empty()
+        };
         for service_spec in &spec.services {
             let service = Arc::new(Service::link(service_spec, spec.region.as_deref(), registry));
             for model in &service_spec.models {
@@ -99,6 +109,10 @@ impl Table {
         let mut models: Vec<_> = served.map(|(model, _)| model.as_str()).collect();
         models.sort_unstable();
         models
+    }
+
+    pub(crate) fn dependencies(&self) -> impl Iterator<Item = &Arc<Dependency>> {
+        self.services.values().flat_map(|service| &service.dependencies)
     }
 
     pub(crate) fn targets(&self) -> impl Iterator<Item = &Target> {
@@ -151,7 +165,10 @@ impl Service {
                 turn: AtomicU64::new(0),
             })
         };
+        let dependencies =
+            spec.dependencies.iter().map(|dependency| registry.dependency(&name, dependency)).collect();
         Self {
+            dependencies,
             stable: versions
                 .iter()
                 .find(|version| *version.name == *spec.stable)

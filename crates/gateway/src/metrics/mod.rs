@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backstop_core::health::State;
+use backstop_core::status::DependencyState;
 use backstop_openai::Usage;
 
 use crate::Shared;
@@ -82,6 +83,8 @@ metrics! {
         "Requests that the engine says wait in its queue; only of engines that report it.";
     ENGINE_KV = Gauge "backstop_engine_kv_cache_usage_ratio" ENDPOINT,
         "Used share of the engine's KV cache, 0 to 1; only of engines that report it.";
+    DEPENDENCY = Gauge "backstop_dependency_up" &["service", "dependency"],
+        "1 while the dependency is there, 0 while it is not or not checked yet.";
     REVISION = Gauge "backstop_table_revision" &[],
         "Revision of the configuration that serves.";
     BUILD = Gauge "backstop_build_info" &["release"],
@@ -202,6 +205,10 @@ pub(crate) fn page(shared: &Shared) -> String {
 
 fn add_versions(page: &mut Page, table: &Table) {
     for service in table.services.values() {
+        for dependency in &service.dependencies {
+            let up = dependency.state() == DependencyState::Up;
+            page.add(&DEPENDENCY, &[&service.name, &dependency.name], f64::from(u8::from(up)));
+        }
         for version in &service.versions {
             let names = [&*service.name, &*version.name];
             let [service_name, version_name] = names;

@@ -65,7 +65,7 @@ impl Client {
     }
 
     pub(super) async fn port_is_open(&self) -> bool {
-        self.pool.can_connect(Duration::from_secs(1)).await
+        self.pool.try_connect(Duration::from_secs(1)).await.is_ok()
     }
 
     async fn send(

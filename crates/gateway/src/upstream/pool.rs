@@ -130,9 +130,14 @@ impl Pool {
         tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError::Timeout(timeout)))
     }
 
-    /// Whether somebody listens there.
-    pub(crate) async fn can_connect(&self, timeout: Duration) -> bool {
-        self.connect(timeout).await.is_ok()
+    /// Looks whether somebody listens there.
+    pub(crate) async fn try_connect(&self, timeout: Duration) -> Result<(), ConnectError> {
+        self.connect(timeout).await.map(drop)
+    }
+
+    /// Closes all idle connections; how many there were.
+    pub(crate) fn clear(&self) -> usize {
+        std::mem::take(&mut *self.lock()).len()
     }
 
     /// Closes connections that have been idle for too long.
