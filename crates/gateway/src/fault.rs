@@ -36,6 +36,10 @@ pub(crate) enum Refusal {
     WrongKey,
     #[error("this API key may not use the service `{0}`")]
     NotAllowed(String),
+    #[error("the token is not known; send an operator's token as `authorization: Bearer TOKEN`")]
+    WrongToken,
+    #[error("this needs the role `operator`: {0}")]
+    NotOperator(String),
     #[error("the model `{model}` does not exist; there are: {known}")]
     UnknownModel { model: String, known: String },
     #[error(
@@ -49,8 +53,8 @@ impl Refusal {
         match self {
             Self::UnknownPath(_) | Self::UnknownModel { .. } => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
-            Self::NotAllowed(_) => StatusCode::FORBIDDEN,
+            Self::NoKey | Self::WrongKey | Self::WrongToken => StatusCode::UNAUTHORIZED,
+            Self::NotAllowed(_) | Self::NotOperator(_) => StatusCode::FORBIDDEN,
             Self::ContentType(_) | Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -71,6 +75,8 @@ impl Refusal {
             Self::NoKey => "missing_api_key",
             Self::WrongKey => "invalid_api_key",
             Self::NotAllowed(_) => "service_not_allowed",
+            Self::WrongToken => "invalid_token",
+            Self::NotOperator(_) => "operator_only",
             Self::UnknownModel { .. } => "model_not_found",
             Self::NoService(_) => "service_not_named",
         }
@@ -79,8 +85,8 @@ impl Refusal {
     /// `type` of the error.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
-            Self::NoKey | Self::WrongKey => "authentication_error",
-            Self::NotAllowed(_) => "permission_error",
+            Self::NoKey | Self::WrongKey | Self::WrongToken => "authentication_error",
+            Self::NotAllowed(_) | Self::NotOperator(_) => "permission_error",
             _ => "invalid_request_error",
         }
     }

@@ -14,6 +14,7 @@ mod fault;
 mod headers;
 mod identity;
 mod local;
+mod machine;
 mod metrics;
 mod outliers;
 mod probe;
@@ -30,6 +31,7 @@ mod tasks;
 mod upstream;
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -42,6 +44,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 
 use events::Events;
+use local::LastDeepCheck;
+use machine::Machine;
 use metrics::ByCode;
 use record::Totals;
 use registry::Registry;
@@ -54,14 +58,18 @@ pub(crate) struct Shared {
     pub(crate) table: ArcSwap<Table>,
     pub(crate) totals: Arc<Totals>,
     pub(crate) refused: Arc<ByCode>,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) deep_check: LastDeepCheck,
+    /// Every service has had an endpoint that could serve.
+    pub(crate) started: AtomicBool,
     phases: watch::Sender<Phase>,
     /// The value of `phases`, readable without a lock.
-    phase: std::sync::atomic::AtomicU8,
+    phase: AtomicU8,
 }
 
 impl Shared {
     pub(crate) fn phase(&self) -> Phase {
-        match self.phase.load(std::sync::atomic::Ordering::Relaxed) {
+        match self.phase.load(Relaxed) {
             0 => Phase::Running,
             1 => Phase::Draining,
             _ => Phase::Closing,
@@ -80,7 +88,7 @@ impl Shared {
     }
 
     fn set_phase(&self, phase: Phase) {
-        self.phase.store(phase as u8, std::sync::atomic::Ordering::Relaxed);
+        self.phase.store(phase as u8, Relaxed);
         self.phases.send_replace(phase);
     }
 }
@@ -92,7 +100,7 @@ pub struct Gateway {
     registry: Registry,
     /// One table after the other.
     applying: Mutex<()>,
-    _outliers: OwnedTask,
+    _watches: [OwnedTask; 2],
 }
 
 impl Gateway {
@@ -102,13 +110,19 @@ impl Gateway {
             table: ArcSwap::from_pointee(Table::empty()),
             totals: Arc::default(),
             refused: Arc::default(),
+            machine: Arc::default(),
+            deep_check: LastDeepCheck::default(),
+            started: AtomicBool::new(false),
             phases: watch::Sender::new(Phase::Running),
-            phase: std::sync::atomic::AtomicU8::new(Phase::Running as u8),
+            phase: AtomicU8::new(Phase::Running as u8),
         });
         let events = Arc::new(Events::new());
-        let outliers = OwnedTask::spawn("outliers", outliers::watch(Arc::clone(&shared)));
+        let watches = [
+            OwnedTask::spawn("outliers", outliers::watch(Arc::clone(&shared))),
+            OwnedTask::spawn("machine", machine::watch(Arc::clone(&shared.machine))),
+        ];
         let registry = Registry::new(Arc::clone(&events));
-        Self { shared, events, registry, applying: Mutex::default(), _outliers: outliers }
+        Self { shared, events, registry, applying: Mutex::default(), _watches: watches }
     }
 
     /// Serves from `spec` from now on, in one swap. Endpoints that it names again keep all that is known of them;

@@ -74,7 +74,7 @@ pub(crate) fn refused(refusal: &Refusal) -> Response<ReplyBody> {
     let body = ErrorBody { message: &message, kind, param, code: Some(refusal.code()) };
     let mut response = json(refusal.status(), body.to_json());
     match refusal {
-        Refusal::NoKey | Refusal::WrongKey => {
+        Refusal::NoKey | Refusal::WrongKey | Refusal::WrongToken => {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         Refusal::Method { allowed, .. } => {

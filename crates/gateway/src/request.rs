@@ -63,8 +63,8 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Response<ReplyBody> {
     let (head, body) = request.into_parts();
-    if let Some(response) = local::answer(&shared, &head) {
-        return response;
+    if let Some(page) = local::Page::of(&head) {
+        return Box::pin(local::answer(&shared, page, peer, &head)).await;
     }
     let mut record = Record::begin(&shared, &head);
     match shared.unless_closing(understand(&shared, peer, head, body, &mut record)).await {

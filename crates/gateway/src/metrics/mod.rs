@@ -21,6 +21,8 @@ use crate::Shared;
 use crate::clock;
 use crate::endpoint::Endpoint;
 use crate::table::Table;
+pub(crate) use process::resident_bytes;
+
 use histogram::Histogram;
 use page::Page;
 
@@ -193,7 +195,7 @@ pub(crate) fn page(shared: &Shared) -> String {
     }
     page.add(&REVISION, &[], table.revision as f64);
     page.add(&BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
-    if let Some(bytes) = process::resident_bytes() {
+    if let Some(bytes) = resident_bytes() {
         page.add(&MEMORY, &[], bytes as f64);
     }
     if let Some(open) = process::open_descriptors() {

@@ -41,6 +41,19 @@ pub(crate) async fn watch(endpoint: Arc<Endpoint>) {
     }
 }
 
+/// Asks `endpoint` once, and how long that took. An engine that is too busy to answer is well.
+pub(crate) async fn infer_once(endpoint: &Endpoint) -> (Result<(), String>, Duration) {
+    let settings = endpoint.settings.load_full();
+    let client = Client::new(endpoint.pool.target().clone());
+    let started = clock::now();
+    let finding = infer(endpoint, &settings, &client).await;
+    let took = clock::now() - started;
+    match finding {
+        Some(Finding::Fail(reason) | Finding::Certain(reason)) => (Err(reason), took),
+        Some(Finding::Pass | Finding::Degraded(_)) | None => (Ok(()), took),
+    }
+}
+
 /// One token, with the shape and within the time that a real request would expect. `None` proves nothing: the
 /// engine is busy with others' tokens.
 async fn infer(endpoint: &Endpoint, settings: &Settings, client: &Client) -> Option<Finding> {

@@ -20,11 +20,23 @@ use crate::endpoint::{Endpoint, Settings};
 use client::{Client, ProbeError};
 
 pub(crate) use engine_metrics::EngineMetrics;
-pub(crate) use inference::watch as watch_inference;
+pub(crate) use inference::{infer_once, watch as watch_inference};
 
 /// How soon an unsettled verdict is looked at again: after a failed check of an endpoint that still serves, and
 /// while a new one has not answered yet.
 const CONFIRM: Duration = Duration::from_millis(500);
+
+/// Sends `endpoint` an order of its engine's own; an error is what it said.
+pub(crate) async fn post_once(endpoint: &Endpoint, path: &str) -> Result<(), String> {
+    let settings = endpoint.settings.load_full();
+    let client = Client::new(endpoint.pool.target().clone());
+    match client.post(path, &serde_json::json!({}), &settings, settings.health.timeout).await {
+        Ok(answer) if answer.status.is_success() => Ok(()),
+        Ok(answer) => Err(format!("`{path}` answered {}", answer.status)),
+        Err(error) => Err(format!("`{path}`: {error}")),
+    }
+}
+
 /// Watches machine, process, application and progress of `endpoint` for as long as the task lives.
 pub(crate) async fn watch(endpoint: Arc<Endpoint>) {
     let client = Client::new(endpoint.pool.target().clone());

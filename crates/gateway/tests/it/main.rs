@@ -15,6 +15,7 @@ mod health;
 mod identity;
 mod input;
 mod metrics;
+mod own_health;
 mod retry;
 mod stream_end;
 mod world;
