@@ -88,7 +88,17 @@ pub(crate) struct Endpoint {
     recovered_at: AtomicU64,
     stall_suspected: AtomicBool,
     lost: AtomicBool,
-    engine_report: Mutex<Option<EngineMetrics>>,
+    report: Mutex<Arc<Report>>,
+}
+
+/// What an endpoint said of itself when it was last looked at, beyond being well or not.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) engine: Option<EngineMetrics>,
+    /// `None` if it does not tell.
+    pub(crate) model_loaded: Option<bool>,
+    /// Numbers that configured checks read, by check.
+    pub(crate) checks: Vec<(String, f64)>,
 }
 
 /// What is waited for: the first token of a stream, or the whole of a plain answer. Their latencies have nothing to
@@ -176,7 +186,7 @@ impl Endpoint {
             recovered_at: AtomicU64::new(0),
             stall_suspected: AtomicBool::new(false),
             lost: AtomicBool::new(false),
-            engine_report: Mutex::default(),
+            report: Mutex::default(),
         }
     }
 
@@ -307,13 +317,13 @@ impl Endpoint {
             .map(|(name, n)| (name, n.load(Relaxed)))
     }
 
-    /// What the engine last said of itself.
-    pub(crate) fn engine_report(&self) -> Option<EngineMetrics> {
-        *self.engine_report.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What it last said of itself.
+    pub(crate) fn last_report(&self) -> Arc<Report> {
+        Arc::clone(&self.report.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(crate) fn report_engine(&self, report: Option<EngineMetrics>) {
-        *self.engine_report.lock().unwrap_or_else(PoisonError::into_inner) = report;
+    pub(crate) fn report(&self, report: Report) {
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(report);
     }
 
     pub(crate) fn requests(&self) -> u64 {

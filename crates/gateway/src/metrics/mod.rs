@@ -85,6 +85,14 @@ metrics! {
         "Requests that the engine says wait in its queue; only of engines that report it.";
     ENGINE_KV = Gauge "backstop_engine_kv_cache_usage_ratio" ENDPOINT,
         "Used share of the engine's KV cache, 0 to 1; only of engines that report it.";
+    ENGINE_MEMORY = Gauge "backstop_engine_resident_memory_bytes" ENDPOINT,
+        "Resident memory of the engine's process; only of engines that report it.";
+    ENGINE_CPU = Counter "backstop_engine_cpu_seconds_total" ENDPOINT,
+        "Processor time that the engine's process has used; only of engines that report it.";
+    MODEL_LOADED = Gauge "backstop_endpoint_model_loaded" ENDPOINT,
+        "1 if the endpoint lists its model as loaded, 0 if not; only of endpoints that list models.";
+    CHECK = Gauge "backstop_endpoint_check_value" &["service", "version", "endpoint", "check"],
+        "Number that a check of `health.checks` last read, such as the used share of a GPU's memory; the label is the check's path and value.";
     DEPENDENCY = Gauge "backstop_dependency_up" &["service", "dependency"],
         "1 while the dependency is there, 0 while it is not or not checked yet.";
     REVISION = Gauge "backstop_table_revision" &[],
@@ -250,11 +258,24 @@ fn add_endpoint(page: &mut Page, [service, version]: [&str; 2], endpoint: &Endpo
     }
     page.add(&BREAKER, &names, f64::from(u8::from(endpoint.breaker_is_open())));
     page.add(&EJECTED, &names, f64::from(u8::from(endpoint.is_ejected(clock::now()))));
-    if let Some(engine) = endpoint.engine_report() {
+    let report = endpoint.last_report();
+    if let Some(loaded) = report.model_loaded {
+        page.add(&MODEL_LOADED, &names, f64::from(u8::from(loaded)));
+    }
+    for (check, number) in &report.checks {
+        page.add(&CHECK, &[service, version, url, check], *number);
+    }
+    if let Some(engine) = report.engine {
         page.add(&ENGINE_RUNNING, &names, engine.running as f64);
         page.add(&ENGINE_WAITING, &names, engine.waiting as f64);
         if let Some(usage) = engine.kv_usage {
             page.add(&ENGINE_KV, &names, usage);
+        }
+        if let Some(bytes) = engine.resident_bytes {
+            page.add(&ENGINE_MEMORY, &names, bytes);
+        }
+        if let Some(seconds) = engine.cpu_seconds {
+            page.add(&ENGINE_CPU, &names, seconds);
         }
     }
 }

@@ -13,17 +13,29 @@ const KV_SATURATED: f64 = 0.95;
 
 /// The worst that the configured checks find: one finding for the layer, or one check's pass would make another's
 /// failures forgotten. `None` without checks.
-pub(super) async fn machine(settings: &Settings, client: &Client) -> Option<Finding> {
+///
+/// Also the numbers that were read, by check.
+pub(super) async fn machine(settings: &Settings, client: &Client) -> (Option<Finding>, Vec<(String, f64)>) {
     let mut worst = None;
+    let mut numbers = Vec::new();
     for check in &settings.health.checks {
-        let finding = infrastructure(check, settings, client).await;
+        let (finding, number) = infrastructure(check, settings, client).await;
+        numbers.extend(number.map(|number| (name(check), number)));
         worst = match (worst, finding) {
             (Some(worst @ Finding::Fail(_)), _) | (Some(worst), Finding::Pass) => Some(worst),
             (Some(worst @ Finding::Degraded(_)), Finding::Degraded(_)) => Some(worst),
             (_, finding) => Some(finding),
         };
     }
-    worst
+    (worst, numbers)
+}
+
+/// `/gpu-memory used_ratio`
+fn name(check: &CheckSpec) -> String {
+    match &check.json {
+        Some(json) => format!("{} {json}", check.path),
+        None => check.path.clone(),
+    }
 }
 
 pub(super) async fn application(
@@ -60,20 +72,25 @@ pub(super) async fn application(
     })
 }
 
-async fn infrastructure(check: &CheckSpec, settings: &Settings, client: &Client) -> Finding {
+/// What a check finds, and the number that it read.
+async fn infrastructure(check: &CheckSpec, settings: &Settings, client: &Client) -> (Finding, Option<f64>) {
     let path = &check.path;
     let answer = match client.get(path, settings).await {
         Ok(answer) if answer.status.is_success() => answer,
-        Ok(answer) => return Finding::Degraded(format!("`{path}` answered {}", answer.status)),
-        Err(error) => return Finding::Degraded(format!("`{path}`: {error}")),
+        Ok(answer) => return (Finding::Degraded(format!("`{path}` answered {}", answer.status)), None),
+        Err(error) => return (Finding::Degraded(format!("`{path}`: {error}")), None),
     };
-    let Some(key) = &check.json else { return Finding::Pass };
+    let Some(key) = &check.json else { return (Finding::Pass, None) };
     let value: Option<Value> = serde_json::from_slice(&answer.body).ok();
-    let Some(value) =
-        value.as_ref().and_then(|root| key.split('.').try_fold(root, |node, part| node.get(part)))
-    else {
-        return Finding::Degraded(format!("`{path}` has no `{key}`"));
-    };
+    let value = value.as_ref().and_then(|root| key.split('.').try_fold(root, |node, part| node.get(part)));
+    match value {
+        Some(value) => (compare(check, key, value), value.as_f64()),
+        None => (Finding::Degraded(format!("`{path}` has no `{key}`")), None),
+    }
+}
+
+fn compare(check: &CheckSpec, key: &str, value: &Value) -> Finding {
+    let path = &check.path;
     if let Some(expected) = &check.equals
         && value.as_str() != Some(expected)
     {

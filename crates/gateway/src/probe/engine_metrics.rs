@@ -10,6 +10,10 @@ pub(crate) struct EngineMetrics {
     /// Sum of the counters that move with *every* prefill and decode step. `None` where the engine counts only
     /// finished requests, which tells nothing about a long one.
     pub(super) steps: Option<u64>,
+    /// Of the engine's process.
+    pub(crate) resident_bytes: Option<f64>,
+    /// Of the engine's process, since it began.
+    pub(crate) cpu_seconds: Option<f64>,
 }
 
 impl EngineMetrics {
@@ -54,11 +58,17 @@ impl EngineMetrics {
                 | "llamacpp:n_decode_total" => {
                     metrics.steps = Some(metrics.steps.unwrap_or(0).saturating_add(count));
                 }
+                "process_resident_memory_bytes" => add(&mut metrics.resident_bytes, value),
+                "process_cpu_seconds_total" => add(&mut metrics.cpu_seconds, value),
                 _ => {}
             }
         }
         metrics
     }
+}
+
+fn add(sum: &mut Option<f64>, value: f64) {
+    *sum = Some(sum.unwrap_or(0.0) + value);
 }
 
 #[cfg(test)]
@@ -73,16 +83,24 @@ mod tests {
             vllm:num_requests_waiting{engine=\"0\"} 4.0\n\
             vllm:kv_cache_usage_perc{engine=\"0\"} 0.25\nvllm:kv_cache_usage_perc{engine=\"1\"} 0.5\n\
             vllm:prompt_tokens_total{engine=\"0\"} 1e3\nvllm:generation_tokens_total{engine=\"0\"} 10\n\
-            vllm:time_to_first_token_seconds_sum 99\n";
+            vllm:time_to_first_token_seconds_sum 99\n\
+            process_resident_memory_bytes 1.5e9\nprocess_cpu_seconds_total 12.5\n";
         assert_eq!(
             EngineMetrics::parse(vllm),
-            EngineMetrics { running: 3, waiting: 4, kv_usage: Some(0.5), steps: Some(1010) }
+            EngineMetrics {
+                running: 3,
+                waiting: 4,
+                kv_usage: Some(0.5),
+                steps: Some(1010),
+                resident_bytes: Some(1.5e9),
+                cpu_seconds: Some(12.5)
+            }
         );
         let llama = "llamacpp:n_decode_total 7\nllamacpp:prompt_tokens_total 5 1700000000\n\
             llamacpp:requests_processing 1\nllamacpp:requests_deferred 0\n";
         assert_eq!(
             EngineMetrics::parse(llama),
-            EngineMetrics { running: 1, waiting: 0, kv_usage: None, steps: Some(12) }
+            EngineMetrics { running: 1, steps: Some(12), ..EngineMetrics::default() }
         );
         let sglang = "sglang:num_running_reqs{m=\"x\"} 1\nsglang:generation_tokens_total{m=\"x\"} 5\n";
         assert_eq!(EngineMetrics::parse(sglang), EngineMetrics { running: 1, ..EngineMetrics::default() });

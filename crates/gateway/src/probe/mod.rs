@@ -16,7 +16,7 @@ use backstop_core::progress::{Look, Progress};
 use rand::RngExt;
 
 use crate::clock;
-use crate::endpoint::{Endpoint, Settings};
+use crate::endpoint::{Endpoint, Report, Settings};
 use client::{Client, ProbeError};
 
 pub(crate) use engine_metrics::EngineMetrics;
@@ -73,18 +73,21 @@ async fn round(
         endpoint.observe(Layer::Process, finding);
     }
     if !alive {
-        endpoint.report_engine(None);
+        endpoint.report(Report::default());
         return !endpoint.may_serve();
     }
     let metrics = client.engine_metrics(settings).await;
-    endpoint.report_engine(metrics);
     progress.look(endpoint, settings, metrics);
-    if let Some(finding) = checks::application(settings, client, metrics).await {
+    let application = checks::application(settings, client, metrics).await;
+    let model_loaded = application.as_ref().map(|finding| !matches!(finding, Finding::Fail(_)));
+    if let Some(finding) = application {
         endpoint.observe(Layer::Application, finding);
     }
-    if let Some(finding) = checks::machine(settings, client).await {
+    let (machine, checks) = checks::machine(settings, client).await;
+    if let Some(finding) = machine {
         endpoint.observe(Layer::Infrastructure, finding);
     }
+    endpoint.report(Report { engine: metrics, model_loaded, checks });
     true
 }
 
