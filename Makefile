@@ -29,7 +29,8 @@ test: ## run all tests, installing what they need
 test-rust: ## the Rust tests only
 	cargo test --workspace
 
-test-python: $(PIP_STAMP) ## the Python tests only: official SDK, real llama.cpp servers
+test-python: $(PIP_STAMP) ## the Python tests only: official SDK, real llama.cpp servers, promtool
+	@scripts/install_promtool
 	cargo build -p backstop
 	$(VENV)/bin/python -m pytest tests/python $(ARGS)
 
@@ -60,7 +61,7 @@ soak: ## five minutes of load while replicas are killed and brought back, over a
 
 clean: ## remove everything that was built or installed
 	cargo clean
-	rm -rf $(VENV) tests/node_modules bench/results
+	rm -rf $(VENV) .tools tests/node_modules bench/results
 
 # The stamps hold a digest of what was asked for, so a changed list is installed again and nothing else is.
 $(PIP_STAMP): FORCE

@@ -148,23 +148,28 @@ class Llama(Process):
 
 
 class Backstop(Process):
-    """The gateway with one service `chat`, whose one version runs on `servers`."""
+    """The gateway with one service `chat`, whose one version runs on `servers`.
 
-    def __init__(self, folder: pathlib.Path, servers: list, drain: str = "2s", **settings):
+    `settings` are the service's, `file` those of the whole file.
+    """
+
+    def __init__(self, folder: pathlib.Path, servers: list, drain: str = "2s", file: dict | None = None, **settings):
         endpoints = [{"url": server.url, "engine": server.engine} for server in servers]
         service = {"name": "chat", "versions": [{"name": "v1", "endpoints": endpoints}], **settings}
         config = {
             "listen": "127.0.0.1:0",
             "admin": {"listen": "127.0.0.1:0"},
             "store": "memory:",
+            "state_dir": str(folder / f"state-{len(started)}"),
             "services": [service],
+            **(file or {}),
         }
-        file = folder / f"backstop-{len(started)}.yaml"
+        path = folder / f"backstop-{len(started)}.yaml"
         # JSON is YAML.
-        file.write_text(json.dumps(config, indent=2))
-        command = [BACKSTOP, "serve", "-c", str(file), "--log-format", "json", "--drain", drain]
+        path.write_text(json.dumps(config, indent=2))
+        command = [BACKSTOP, "serve", "-c", str(path), "--log-format", "json", "--drain", drain]
         super().__init__("backstop", command, folder)
-        self.config = file
+        self.config = path
         self.start()
         serving = json.loads(self.wait_for(r'\{[^\n]*"message":"serving"[^\n]*\}\n', 30)[0])
         self.url = f"http://{serving['listen']}"
