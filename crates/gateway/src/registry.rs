@@ -18,7 +18,7 @@ pub(crate) struct Registry {
     /// By service and version.
     metrics: Mutex<HashMap<(String, String), Arc<VersionMetrics>>>,
     /// By service and name.
-    dependencies: Mutex<HashMap<(String, String), (Arc<Dependency>, OwnedTask)>>,
+    dependencies: Mutex<HashMap<(String, String), WatchedDependency>>,
     pub(crate) events: Arc<Events>,
 }
 
@@ -26,6 +26,11 @@ struct Entry {
     endpoint: Arc<Endpoint>,
     /// End with the entry.
     _probes: [OwnedTask; 2],
+}
+
+struct WatchedDependency {
+    dependency: Arc<Dependency>,
+    _watch: OwnedTask,
 }
 
 impl Registry {
@@ -76,15 +81,15 @@ impl Registry {
     pub(crate) fn dependency(&self, service: &Arc<str>, spec: &DependencySpec) -> Arc<Dependency> {
         let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         let id = (service.to_string(), spec.name.clone());
-        if let Some((known, _)) = dependencies.get(&id)
-            && known.spec.load().check == spec.check
+        if let Some(WatchedDependency { dependency, .. }) = dependencies.get(&id)
+            && dependency.spec.load().check == spec.check
         {
-            known.spec.store(Arc::new(spec.clone()));
-            return Arc::clone(known);
+            dependency.spec.store(Arc::new(spec.clone()));
+            return Arc::clone(dependency);
         }
         let dependency = Arc::new(Dependency::new(Arc::clone(service), spec, Arc::clone(&self.events)));
         let watch = OwnedTask::spawn("dependency", dependency::watch(Arc::clone(&dependency)));
-        dependencies.insert(id, (Arc::clone(&dependency), watch));
+        dependencies.insert(id, WatchedDependency { dependency: Arc::clone(&dependency), _watch: watch });
         dependency
     }
 
