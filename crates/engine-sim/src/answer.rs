@@ -7,6 +7,7 @@ use crate::text::{Cursor, mix};
 pub(crate) enum Finish {
     Stop,
     Length,
+    ContentFilter,
 }
 
 impl Finish {
@@ -14,6 +15,7 @@ impl Finish {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ContentFilter => "content_filter",
         }
     }
 }
@@ -68,6 +70,18 @@ impl Answer {
             self.stop_at = found;
             self.end = Finish::Stop;
         }
+    }
+
+    /// Ends after so many more tokens at most, for what it says.
+    pub(crate) fn filter(&mut self, after: u64) {
+        self.left = self.left.min(after);
+        self.end = Finish::ContentFilter;
+    }
+
+    /// Never ends.
+    pub(crate) fn endless(&mut self) {
+        self.left = u64::MAX;
+        self.stop_at = None;
     }
 
     /// Tokens still to come, not counting stop sequences.

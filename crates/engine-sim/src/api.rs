@@ -14,18 +14,27 @@ use serde_json::{Value, json};
 
 use crate::body::{SimBody, WriteStyle};
 use crate::config::Dialect;
-use crate::connection::Ending;
+use crate::connection::Steering;
 use crate::control;
 use crate::embedding::EmbeddingJob;
 use crate::engine::{Engine, InFlight, count};
-use crate::fault::{Cut, Fault, Scope, parse_header};
+use crate::fault::{Cut, Fault, Scope};
+use crate::framing::Framing;
 use crate::job::{Job, served_model, unix_now};
 use crate::metrics;
 use crate::problem::{Problem, json_response};
+use crate::request::is_prefill;
+use crate::rule::parse_header;
 use crate::schedule::{QueueFull, Ticket};
 use crate::writer::Writer;
 
 const FAULT_HEADER: &str = "x-sim-fault";
+
+/// Events that a flood puts into one write.
+const FLOOD: usize = 256;
+
+const HTML_PAGE: &str =
+    "<!doctype html>\n<html><head><title>Welcome</title></head><body><h1>It works!</h1></body></html>\n";
 
 /// The endpoints of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,15 +54,15 @@ enum Work {
 /// Answers a request; an error closes the connection without an answer.
 pub(crate) async fn handle(
     engine: Arc<Engine>,
-    ending: Arc<Ending>,
+    steering: Arc<Steering>,
     request: Request<Incoming>,
 ) -> io::Result<Response<SimBody>> {
     let path = request.uri().path().trim_end_matches('/').to_owned();
     let result = match path.as_str() {
-        "/health" => Ok(health(&engine)),
-        "/metrics" => Ok(metrics_response(&engine)),
+        "/health" => Ok(health(&engine).await),
+        "/metrics" => metrics_response(&engine),
         path if path.starts_with("/sim/") => admin(&engine, path, request).await,
-        path => serve(engine, ending, path, request).await,
+        path => serve(engine, steering, path, request).await,
     };
     match result {
         Ok(response) => Ok(response),
@@ -85,7 +94,7 @@ async fn admin(
 
 async fn serve(
     engine: Arc<Engine>,
-    ending: Arc<Ending>,
+    steering: Arc<Steering>,
     path: &str,
     request: Request<Incoming>,
 ) -> Result<Response<SimBody>, Failure> {
@@ -109,10 +118,10 @@ async fn serve(
             return Err(Problem::new(StatusCode::NOT_FOUND, message).into());
         }
     };
-    let faults = faults_of(&engine, &head.headers, endpoint)?;
+    let faults = faults_of(&engine, &head.headers, endpoint, &body)?;
     let in_flight = InFlight::new(&engine);
     let chance = engine.chance(number);
-    let writer = Writer { engine, ending, faults, in_flight, chance };
+    let writer = Writer { engine, steering, faults, in_flight, chance };
     if let Some(fault) = writer.faults.iter().find(|fault| fault.comes_first()).cloned() {
         return before_answer(writer, fault).await;
     }
@@ -130,15 +139,32 @@ async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, Failure> {
     }
 }
 
-fn faults_of(engine: &Engine, headers: &http::HeaderMap, endpoint: Endpoint) -> Result<Vec<Fault>, Problem> {
-    let mut faults = Vec::new();
+fn faults_of(
+    engine: &Engine,
+    headers: &http::HeaderMap,
+    endpoint: Endpoint,
+    body: &[u8],
+) -> Result<Vec<Fault>, Problem> {
+    let mut faults: Vec<Fault> = Vec::new();
     for value in headers.get_all(FAULT_HEADER) {
         let text = String::from_utf8_lossy(value.as_bytes());
         let parsed = parse_header(&text, &engine.config.name);
         faults.extend(parsed.map_err(|error| Problem::invalid(format!("`{FAULT_HEADER}`: {error}")))?);
     }
-    if endpoint == Endpoint::Chat {
+    let is_chat = endpoint == Endpoint::Chat;
+    let by_header = faults.iter().any(|fault| fault.scope() == Scope::Prefill);
+    // Most requests need not be read for it.
+    let is_prefill = is_chat && (by_header || engine.faults.has(Scope::Prefill)) && is_prefill(body);
+    faults.retain(|fault| match fault.scope() {
+        Scope::Chat => is_chat,
+        Scope::Prefill => is_prefill,
+        _ => true,
+    });
+    if is_chat {
         faults.extend(engine.faults.take(Scope::Chat));
+    }
+    if is_prefill {
+        faults.extend(engine.faults.take(Scope::Prefill));
     }
     faults.extend(engine.faults.take(Scope::Request));
     faults.extend(engine.faults.take(Scope::Manner));
@@ -161,6 +187,22 @@ async fn before_answer(writer: Writer, fault: Fault) -> Result<Response<SimBody>
             writer.in_flight.end();
             Err(Problem::invalid("The model does not support chat").into())
         }
+        Fault::PrefillRejected => {
+            let problem = Problem::prefill_rejected(writer.engine.config.dialect);
+            writer.in_flight.end();
+            Err(problem.into())
+        }
+        Fault::ContentPolicy { code } => {
+            writer.in_flight.end();
+            Err(Problem::content_policy(code).into())
+        }
+        Fault::HtmlPage => {
+            writer.in_flight.end();
+            let mut response = Response::new(SimBody::from(Bytes::from_static(HTML_PAGE.as_bytes())));
+            let html = header::HeaderValue::from_static("text/html; charset=utf-8");
+            response.headers_mut().insert(header::CONTENT_TYPE, html);
+            Ok(response)
+        }
         Fault::Redirect { location } => {
             writer.in_flight.end();
             let mut response =
@@ -172,7 +214,7 @@ async fn before_answer(writer: Writer, fault: Fault) -> Result<Response<SimBody>
         }
         Fault::Hangup { how } => {
             if how == Cut::Rst {
-                writer.ending.reset();
+                writer.steering.reset();
             }
             writer.in_flight.end();
             Err(Failure::Closed(io::Error::other("simulated hangup")))
@@ -187,7 +229,7 @@ async fn answer(
     number: u64,
     body: &[u8],
 ) -> Result<Response<SimBody>, Failure> {
-    let (work, ticket) = match prepare(&writer.engine, endpoint, number, body) {
+    let (work, ticket) = match prepare(&writer, endpoint, number, body) {
         Ok(prepared) => prepared,
         Err(problem) => {
             writer.in_flight.end();
@@ -198,17 +240,49 @@ async fn answer(
     if let Some(bytes) = writer.faults.iter().find_map(Fault::dribble) {
         style.bytes_per_write = Some(bytes);
     }
+    if writer.faults.contains(&Fault::Flood) {
+        style.events_per_write = FLOOD;
+    }
+    let dress = Dress::of(&writer);
     let whole = match work {
         Work::Text(job) if writer.streams(job.stream) => {
             let mut response = Response::new(SimBody::written(style, |out| writer.stream(job, ticket, out)));
             let event_stream = header::HeaderValue::from_static("text/event-stream; charset=utf-8");
             response.headers_mut().insert(header::CONTENT_TYPE, event_stream);
-            return Ok(response);
+            return Ok(dress.put_on(response));
         }
         Work::Text(job) => writer.plain(job, ticket).await,
         Work::Embeddings(job) => writer.embeddings(job, ticket).await,
     };
-    Ok(plain_response(writer, whole, style))
+    Ok(dress.put_on(plain_response(writer, whole, style)))
+}
+
+/// How an answer looks from outside, where that is not as it should be.
+struct Dress {
+    content_type: Option<header::HeaderValue>,
+    framing: Option<Framing>,
+    steering: Arc<Steering>,
+}
+
+impl Dress {
+    fn of(writer: &Writer) -> Self {
+        let content_type = writer.faults.iter().find_map(Fault::content_type);
+        Self {
+            content_type: content_type.and_then(|value| header::HeaderValue::from_str(value).ok()),
+            framing: Framing::of(&writer.faults),
+            steering: Arc::clone(&writer.steering),
+        }
+    }
+
+    fn put_on(self, mut response: Response<SimBody>) -> Response<SimBody> {
+        if let Some(value) = self.content_type {
+            response.headers_mut().insert(header::CONTENT_TYPE, value);
+        }
+        match self.framing {
+            Some(framing) => framing.apply(response, &self.steering),
+            None => response,
+        }
+    }
 }
 
 fn plain_response(writer: Writer, whole: Bytes, style: WriteStyle) -> Response<SimBody> {
@@ -216,15 +290,19 @@ fn plain_response(writer: Writer, whole: Bytes, style: WriteStyle) -> Response<S
         writer.in_flight.end();
         return json_response(whole);
     };
-    let length =
-        if matches!(fault, Fault::Cut { how: Cut::End, .. }) { whole.len() / 2 } else { whole.len() };
+    let length = match fault {
+        Fault::Cut { how: Cut::End, .. } => whole.len() as u64 / 2,
+        Fault::HugeEvent { bytes, .. } => whole.len() as u64 + bytes,
+        _ => whole.len() as u64,
+    };
     let mut response = json_response(Bytes::new());
     response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     *response.body_mut() = SimBody::written(style, |out| writer.plain_body(whole, fault, out));
     response
 }
 
-fn prepare(engine: &Engine, endpoint: Endpoint, number: u64, body: &[u8]) -> Result<(Work, Ticket), Problem> {
+fn prepare(writer: &Writer, endpoint: Endpoint, number: u64, body: &[u8]) -> Result<(Work, Ticket), Problem> {
+    let engine = &writer.engine;
     let config = &engine.config;
     let work = match endpoint {
         Endpoint::Chat => Work::Text(Job::chat(config, number, parse(body)?)?),
@@ -232,10 +310,14 @@ fn prepare(engine: &Engine, endpoint: Endpoint, number: u64, body: &[u8]) -> Res
         Endpoint::Responses => Work::Text(Job::responses(config, number, parse(body)?)?),
         Endpoint::Embeddings => Work::Embeddings(EmbeddingJob::new(config, parse(body)?)?),
     };
-    let kv_tokens = match &work {
-        Work::Text(job) => job.kv_tokens(),
-        Work::Embeddings(job) => job.prompt_tokens,
+    let (prompt_tokens, kv_tokens) = match &work {
+        Work::Text(job) => (job.prompt_tokens, job.kv_tokens()),
+        Work::Embeddings(job) => (job.prompt_tokens, job.prompt_tokens),
     };
+    if writer.faults.contains(&Fault::ContextLength) {
+        let limit = prompt_tokens.saturating_sub(1);
+        return Err(Problem::context_length(config.dialect, limit, prompt_tokens, 0));
+    }
     // Several choices may together exceed the cache; real engines then preempt, here they take all of it.
     match engine.scheduler.enqueue(kv_tokens.min(config.kv_tokens.unwrap_or(u64::MAX))) {
         Ok(ticket) => Ok((work, ticket)),
@@ -260,21 +342,27 @@ fn model_json(id: &str) -> Value {
     json!({"id": id, "object": "model", "created": unix_now(), "owned_by": "backstop-sim"})
 }
 
-fn metrics_response(engine: &Engine) -> Response<SimBody> {
-    let mut response = Response::new(SimBody::from(Bytes::from(metrics::text(engine))));
+fn metrics_response(engine: &Engine) -> Result<Response<SimBody>, Failure> {
+    let not_found = || Problem::new(StatusCode::NOT_FOUND, "there are no metrics");
+    let text = metrics::text(engine).ok_or_else(not_found)?;
+    let mut response = Response::new(SimBody::from(Bytes::from(text)));
     let text = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, text);
-    response
+    Ok(response)
 }
 
-fn health(engine: &Engine) -> Response<SimBody> {
+async fn health(engine: &Engine) -> Response<SimBody> {
     count(&engine.counters.health_checks, 1);
-    if let Some(Fault::Health { status }) = engine.faults.take(Scope::Health) {
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-        return Problem::new(status, "simulated ill health").into_response();
+    match engine.faults.take(Scope::Health) {
+        Some(Fault::Health { status } | Fault::Flap { status, .. }) => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+            return Problem::new(status, "simulated ill health").into_response();
+        }
+        Some(Fault::SlowHealth { delay }) => tokio::time::sleep(delay).await,
+        _ => {}
     }
     match engine.config.dialect {
-        Dialect::Vllm => Response::new(SimBody::from(Bytes::new())),
+        Dialect::Vllm | Dialect::Sglang | Dialect::OpenAi => Response::new(SimBody::from(Bytes::new())),
         Dialect::LlamaCpp => json_response(Bytes::from_static(b"{\"status\":\"ok\"}")),
     }
 }

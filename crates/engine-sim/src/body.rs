@@ -13,12 +13,15 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 
+use crate::framing::Framed;
+
 type Work = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
 /// Body of every response.
 pub(crate) enum SimBody {
     Whole(Option<Bytes>),
     Written(Written),
+    Framed(Framed),
 }
 
 /// Frames from `work`. An error from it closes the connection in the middle of the body.
@@ -56,6 +59,7 @@ impl Body for SimBody {
         match self.get_mut() {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Written(written) => written.poll(cx),
+            Self::Framed(framed) => framed.poll(cx),
         }
     }
 
@@ -66,7 +70,7 @@ impl Body for SimBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Written(_) => SizeHint::default(),
+            Self::Written(_) | Self::Framed(_) => SizeHint::default(),
         }
     }
 }

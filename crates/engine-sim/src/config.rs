@@ -28,6 +28,9 @@ pub struct SimConfig {
     pub queue: Option<usize>,
     /// KV cache in tokens: a prompt that is larger gets 400, a request that does not fit now waits.
     pub kv_tokens: Option<u64>,
+    /// Longest prompt and answer together, in tokens; what asks for more gets 400. llama.cpp refuses only the prompt
+    /// and ends the answer at the limit.
+    pub context: Option<u64>,
     pub dialect: Dialect,
     /// Events that are ready together go into one write up to this number; 1 is one write each, like real engines.
     pub events_per_write: usize,
@@ -56,6 +59,7 @@ impl Default for SimConfig {
             slots: None,
             queue: None,
             kv_tokens: None,
+            context: None,
             dialect: Dialect::Vllm,
             events_per_write: 1,
             bytes_per_write: None,
@@ -73,14 +77,19 @@ impl SimConfig {
     }
 }
 
-/// Whose habits the engine has: how an answer is continued, and what its metrics are called.
+/// Whose habits the engine has: how an answer is continued, how some errors look, and what its metrics are called.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Dialect {
     /// Continues a trailing assistant message if asked by `continue_final_message: true` together with
     /// `add_generation_prompt: false`.
     #[default]
     Vllm,
+    /// Continues a trailing assistant message if asked by `continue_final_message: true`.
+    Sglang,
     /// Always continues a trailing assistant message.
     #[value(name = "llama.cpp", alias = "llamacpp")]
     LlamaCpp,
+    /// OpenAI itself: never continues a message, and has no metrics.
+    #[value(name = "openai")]
+    OpenAi,
 }

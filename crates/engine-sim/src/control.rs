@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use crate::body::SimBody;
 use crate::engine::Engine;
-use crate::fault::Rule;
 use crate::problem::{Problem, json_response};
 use crate::requestlog::LoggedRequest;
+use crate::rule::Rule;
 
 pub(crate) fn handle(
     engine: &Engine,

@@ -93,6 +93,30 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(number * scale).ok()
 }
 
+/// Delays in JSON: text, as on the command line.
+pub(crate) mod delay {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+    use serde_json::Value;
+
+    use super::parse_duration;
+
+    pub(crate) fn serialize<S: Serializer>(delay: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{delay:?}"))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let text = match Value::deserialize(from)? {
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
+        let expected =
+            || serde::de::Error::custom(format!("`{text}` is not a delay such as `250ms` or `2s`"));
+        parse_duration(&text).ok_or_else(expected)
+    }
+}
+
 /// A small seeded generator (SplitMix64). Its sequence never changes with a library's version.
 #[derive(Debug, Clone)]
 pub(crate) struct Chance(u64);

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::config::SimConfig;
 use crate::dist::Chance;
-use crate::fault::Faults;
+use crate::faults::Faults;
 use crate::requestlog::RequestLog;
 use crate::schedule::Scheduler;
 
@@ -37,6 +37,7 @@ pub(crate) struct Counters {
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) generation_tokens: AtomicU64,
     pub(crate) decode_steps: AtomicU64,
+    pub(crate) sent_bytes: AtomicU64,
 }
 
 /// Counts at one moment.
@@ -63,6 +64,8 @@ pub struct Stats {
     pub waiting: u64,
     pub prompt_tokens: u64,
     pub generation_tokens: u64,
+    /// Bytes written to clients, heads included.
+    pub sent_bytes: u64,
 }
 
 impl Engine {
@@ -97,6 +100,7 @@ impl Engine {
             waiting: occupancy.waiting as u64,
             prompt_tokens: get(&self.counters.prompt_tokens),
             generation_tokens: get(&self.counters.generation_tokens),
+            sent_bytes: get(&self.counters.sent_bytes),
         }
     }
 

@@ -89,6 +89,7 @@ impl Completion {
         let finish = finish.map_or(self.no_finish, |finish| match finish {
             Finish::Stop => "\"stop\"",
             Finish::Length => "\"length\"",
+            Finish::ContentFilter => "\"content_filter\"",
         });
         let choice = format!("{{\"index\":{choice},{body},\"logprobs\":null,\"finish_reason\":{finish}}}");
         self.event(&choice, "")

@@ -63,7 +63,8 @@ impl Job {
         }
         let model = served_model(config, request.model)?;
         let prompt_tokens = messages.iter().map(|(_, text)| count_tokens(text) + PER_MESSAGE).sum();
-        let limits = limits(config, prompt_tokens, request.max_output_tokens, Vec::new(), false)?;
+        let max_new = request.max_output_tokens;
+        let limits = limits(config, prompt_tokens, max_new, Vec::new(), false)?;
         let pairs = messages.iter().map(|(role, text)| (role.as_str(), text.as_str()));
         let key = conversation_key(config.seed, pairs);
         let answers = vec![Answer::new(config.seed, key, "", 0, &limits)];
@@ -100,7 +101,7 @@ impl Job {
             model,
             created: unix_now(),
             include_usage: common.stream_options.unwrap_or_default().include_usage.unwrap_or(false),
-            role_content: (config.dialect == Dialect::Vllm).then_some(""),
+            role_content: (config.dialect != Dialect::LlamaCpp).then_some(""),
             no_finish: "null",
         };
         Ok(Self { wire: Box::new(wire), answers, prompt_tokens, stream: common.stream.unwrap_or(false) })
@@ -117,7 +118,7 @@ pub(crate) fn served_model(config: &SimConfig, asked: Option<String>) -> Result<
     }
 }
 
-/// Fits the answer between what was asked for and what the KV cache holds.
+/// Fits the answer between what was asked for and what the context and the KV cache hold.
 pub(crate) fn limits(
     config: &SimConfig,
     prompt_tokens: u64,
@@ -126,9 +127,15 @@ pub(crate) fn limits(
     ignore_eos: bool,
 ) -> Result<Limits, Problem> {
     let mut max_new = max_new;
-    if let Some(limit) = config.kv_tokens {
+    if let Some(limit) = config.context {
+        let asked = max_new.filter(|_| config.dialect != Dialect::LlamaCpp).unwrap_or(0);
+        if prompt_tokens.saturating_add(asked) > limit {
+            return Err(Problem::context_length(config.dialect, limit, prompt_tokens, asked));
+        }
+    }
+    if let Some(limit) = config.kv_tokens.into_iter().chain(config.context).min() {
         if prompt_tokens >= limit {
-            return Err(Problem::context_length(limit, prompt_tokens));
+            return Err(Problem::context_length(config.dialect, limit, prompt_tokens, 0));
         }
         let room = limit - prompt_tokens;
         max_new = Some(max_new.map_or(room, |max| max.min(room)));

@@ -9,10 +9,13 @@ use crate::engine::Engine;
 /// KV cache assumed for the usage gauge when there is no limit, in tokens.
 const NOMINAL_KV: u64 = 1 << 20;
 
-pub(crate) fn text(engine: &Engine) -> String {
+/// `None` from an engine without metrics.
+pub(crate) fn text(engine: &Engine) -> Option<String> {
     match engine.config.dialect {
-        Dialect::Vllm => vllm(engine),
-        Dialect::LlamaCpp => llama_cpp(engine),
+        Dialect::Vllm => Some(vllm(engine)),
+        Dialect::Sglang => Some(sglang(engine)),
+        Dialect::LlamaCpp => Some(llama_cpp(engine)),
+        Dialect::OpenAi => None,
     }
 }
 
@@ -20,8 +23,6 @@ fn vllm(engine: &Engine) -> String {
     let stats = engine.stats();
     let model = engine.config.model.as_deref().unwrap_or(&engine.config.name);
     let labels = format!("engine=\"0\",model_name=\"{}\"", escaped(model));
-    let capacity = engine.config.kv_tokens.unwrap_or(NOMINAL_KV).max(1);
-    let usage = (engine.scheduler.occupancy().kv_used as f64 / capacity as f64).min(1.0);
     let mut text = String::new();
     let mut one = |name: &str, kind: &str, value: String| {
         header(&mut text, name, kind);
@@ -29,7 +30,7 @@ fn vllm(engine: &Engine) -> String {
     };
     one("vllm:num_requests_running", "gauge", stats.running.to_string());
     one("vllm:num_requests_waiting", "gauge", stats.waiting.to_string());
-    one("vllm:kv_cache_usage_perc", "gauge", usage.to_string());
+    one("vllm:kv_cache_usage_perc", "gauge", kv_usage(engine).to_string());
     one("vllm:prompt_tokens_total", "counter", stats.prompt_tokens.to_string());
     one("vllm:generation_tokens_total", "counter", stats.generation_tokens.to_string());
     let success = "vllm:request_success_total";
@@ -39,6 +40,28 @@ fn vllm(engine: &Engine) -> String {
     for (reason, counter) in reasons {
         let labels = format!("{labels},finished_reason=\"{reason}\"");
         line(&mut text, success, &labels, &get(counter).to_string());
+    }
+    text
+}
+
+fn sglang(engine: &Engine) -> String {
+    let stats = engine.stats();
+    let model = engine.config.model.as_deref().unwrap_or(&engine.config.name);
+    let labels = format!("engine_type=\"unified\",model_name=\"{}\"", escaped(model));
+    let mut text = String::new();
+    let metrics = [
+        ("sglang:num_running_reqs", "gauge", stats.running.to_string()),
+        ("sglang:num_queue_reqs", "gauge", stats.waiting.to_string()),
+        ("sglang:token_usage", "gauge", kv_usage(engine).to_string()),
+    ];
+    for (name, kind, value) in metrics {
+        header(&mut text, name, kind);
+        line(&mut text, name, &labels, &value);
+    }
+    let tokens = "sglang:realtime_tokens_total";
+    header(&mut text, tokens, "counter");
+    for (mode, value) in [("prefill_compute", stats.prompt_tokens), ("decode", stats.generation_tokens)] {
+        line(&mut text, tokens, &format!("{labels},mode=\"{mode}\""), &value.to_string());
     }
     text
 }
@@ -58,6 +81,12 @@ fn llama_cpp(engine: &Engine) -> String {
         line(&mut text, name, "", &value.to_string());
     }
     text
+}
+
+/// Share of the KV cache that is taken.
+fn kv_usage(engine: &Engine) -> f64 {
+    let capacity = engine.config.kv_tokens.unwrap_or(NOMINAL_KV).max(1);
+    (engine.scheduler.occupancy().kv_used as f64 / capacity as f64).min(1.0)
 }
 
 fn header(text: &mut String, name: &str, kind: &str) {

@@ -111,7 +111,8 @@ impl ChatRequest {
     pub(crate) fn continues(&self, dialect: Dialect) -> Result<bool, Problem> {
         let trailing = self.messages.iter().rev().take_while(|message| message.role == "assistant").count();
         match dialect {
-            Dialect::Vllm if !self.continue_final_message => Ok(false),
+            Dialect::OpenAi => Ok(false),
+            Dialect::Vllm | Dialect::Sglang if !self.continue_final_message => Ok(false),
             Dialect::Vllm if self.add_generation_prompt != Some(false) => Err(Problem::invalid(
                 "cannot set both `continue_final_message` and `add_generation_prompt` to true",
             )),
@@ -121,7 +122,16 @@ impl ChatRequest {
             Dialect::LlamaCpp if trailing > 1 => {
                 Err(Problem::invalid("cannot have 2 or more assistant messages at the end of the list"))
             }
-            Dialect::Vllm | Dialect::LlamaCpp => Ok(trailing > 0),
+            Dialect::Vllm | Dialect::Sglang | Dialect::LlamaCpp => Ok(trailing > 0),
         }
     }
+}
+
+/// Whether the body of a chat gives the beginning of its answer, in whatever dialect.
+pub(crate) fn is_prefill(body: &[u8]) -> bool {
+    let chat = serde_json::from_slice::<ChatRequest>(body);
+    chat.is_ok_and(|chat| {
+        let last = chat.messages.last();
+        chat.continue_final_message || last.is_some_and(|message| message.role == "assistant")
+    })
 }

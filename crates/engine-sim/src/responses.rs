@@ -77,11 +77,23 @@ impl Responses {
         })
     }
 
+    /// The answer when it has ended.
+    fn ended(&self, finish: Finish, text: &str, usage: Usage) -> Value {
+        let status = status(finish);
+        let mut object = self.object(status, &[self.message(status, &[part(text)])], Some(usage));
+        let reason = match finish {
+            Finish::Stop => return object,
+            Finish::Length => "max_output_tokens",
+            Finish::ContentFilter => "content_filter",
+        };
+        object["incomplete_details"] = json!({"reason": reason});
+        object
+    }
+
     fn object(&self, status: &str, output: &[Value], usage: Option<Usage>) -> Value {
-        let incomplete = (status == "incomplete").then(|| json!({"reason": "max_output_tokens"}));
         json!({
             "id": self.id, "object": "response", "created_at": self.created, "model": self.model,
-            "status": status, "output": output, "error": null, "incomplete_details": incomplete,
+            "status": status, "output": output, "error": null, "incomplete_details": null,
             "instructions": null, "metadata": {}, "parallel_tool_calls": true, "temperature": 1.0, "top_p": 1.0,
             "tool_choice": "auto", "tools": [], "usage": usage.map(usage_json),
         })
@@ -123,10 +135,8 @@ impl Wire for Responses {
     }
 
     fn close(&mut self, usage: Usage) -> Vec<Bytes> {
-        let status = status(self.finish);
-        let item = self.message(status, &[part(&self.text)]);
-        let object = self.object(status, &[item], Some(usage));
-        vec![self.event(&format!("response.{status}"), json!({"response": object}))]
+        let object = self.ended(self.finish, &self.text, usage);
+        vec![self.event(&format!("response.{}", status(self.finish)), json!({"response": object}))]
     }
 
     fn done(&self) -> Option<Bytes> {
@@ -140,17 +150,17 @@ impl Wire for Responses {
     }
 
     fn plain(&self, choices: &[Choice], usage: Usage) -> Bytes {
-        let finish = choices.first().map_or(Finish::Stop, |choice| choice.finish);
-        let item = |choice: &Choice| self.message(status(choice.finish), &[part(&choice.text)]);
-        let output: Vec<Value> = choices.iter().map(item).collect();
-        Bytes::from(self.object(status(finish), &output, Some(usage)).to_string())
+        // There is always one.
+        let (finish, text) =
+            choices.first().map_or((Finish::Stop, ""), |choice| (choice.finish, choice.text.as_str()));
+        Bytes::from(self.ended(finish, text, usage).to_string())
     }
 }
 
 fn status(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "completed",
-        Finish::Length => "incomplete",
+        Finish::Length | Finish::ContentFilter => "incomplete",
     }
 }
 

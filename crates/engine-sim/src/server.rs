@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -15,10 +16,11 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::api::handle;
 use crate::config::SimConfig;
-use crate::connection::{Connection, Ending};
+use crate::connection::{Connection, Steering};
 use crate::engine::{Engine, Stats, count};
-use crate::fault::{Faults, Rule};
+use crate::faults::Faults;
 use crate::requestlog::LoggedRequest;
+use crate::rule::Rule;
 
 /// Connections the kernel holds before they are accepted.
 const BACKLOG: u32 = 4096;
@@ -153,55 +155,94 @@ impl Running {
     fn begin(engine: Arc<Engine>, listener: TcpListener) -> Self {
         engine.stopping.store(false, Ordering::SeqCst);
         let phase = watch::Sender::new(Phase::Serving);
-        let acceptor = tokio::spawn(accept(engine, listener, phase.subscribe()));
+        let acceptor = tokio::spawn(live(engine, listener, phase.subscribe()));
         Self { phase, acceptor }
     }
 }
 
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    bind(addr)?.listen(BACKLOG)
+}
+
+/// A port taken, where connections are refused until somebody listens.
+fn bind(addr: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
-    socket.listen(BACKLOG)
+    Ok(socket)
 }
 
-async fn accept(engine: Arc<Engine>, listener: TcpListener, phase: watch::Receiver<Phase>) {
-    let mut connections = JoinSet::new();
-    let mut seen = phase.clone();
+/// Why connections are no longer accepted.
+enum Over {
+    /// For good.
+    Stopped,
+    /// For this long.
+    Outage(Duration),
+}
+
+/// Serves, with outages as the faults want them.
+async fn live(engine: Arc<Engine>, mut listener: TcpListener, mut phase: watch::Receiver<Phase>) {
     loop {
+        let addr = listener.local_addr();
+        let Over::Outage(down) = accept(&engine, listener, &mut phase).await else { return };
+        // Keeps the port from others, and connections out.
+        let held = addr.and_then(bind);
         tokio::select! {
-            // Both are cancel-safe: nothing is lost when the other branch wins.
+            () = tokio::time::sleep(down) => {}
+            _ = next_phase(&mut phase) => return,
+        }
+        listener = match held.and_then(|socket| socket.listen(BACKLOG)) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "the port is lost; cannot serve again"),
+        };
+        engine.stopping.store(false, Ordering::SeqCst);
+    }
+}
+
+async fn accept(engine: &Arc<Engine>, listener: TcpListener, phase: &mut watch::Receiver<Phase>) -> Over {
+    let mut connections = JoinSet::new();
+    let ours = watch::Sender::new(Phase::Serving);
+    let mut outage = std::pin::pin!(engine.faults.outage());
+    let (over, last) = loop {
+        tokio::select! {
+            // All are cancel-safe: nothing is lost when another branch wins.
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     count(&engine.counters.connections, 1);
-                    connections.spawn(serve(engine.clone(), stream, phase.clone()));
+                    connections.spawn(serve(Arc::clone(engine), stream, ours.subscribe()));
                 }
                 // Out of descriptors, most likely: wait for some to come back instead of spinning.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept");
-                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             },
-            _ = seen.changed() => break,
+            next = next_phase(phase) => break (Over::Stopped, next),
+            down = outage.as_mut() => break (Over::Outage(down), Phase::Killed),
         }
         while connections.try_join_next().is_some() {}
-    }
+    };
     drop(listener);
+    if last == Phase::Killed {
+        engine.stopping.store(true, Ordering::SeqCst);
+    }
+    ours.send_replace(last);
     // The killed end by themselves, which resets them; answers that never end are cut off below.
     let all = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(engine.config.grace, all).await;
     engine.stopping.store(true, Ordering::SeqCst);
     connections.shutdown().await;
+    over
 }
 
 async fn serve(engine: Arc<Engine>, stream: TcpStream, mut phase: watch::Receiver<Phase>) {
     // Fails only for a socket that is already dead.
     let _ = stream.set_nodelay(true);
-    let ending = Arc::new(Ending::default());
-    let io = TokioIo::new(Connection::new(stream, ending.clone()));
+    let steering = Arc::new(Steering::default());
+    let io = TokioIo::new(Connection::new(stream, steering.clone(), engine.clone()));
     let service = {
-        let ending = ending.clone();
-        service_fn(move |request| handle(engine.clone(), ending.clone(), request))
+        let steering = steering.clone();
+        service_fn(move |request| handle(engine.clone(), steering.clone(), request))
     };
     let connection = http1::Builder::new().header_read_timeout(None).serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
@@ -213,7 +254,7 @@ async fn serve(engine: Arc<Engine>, stream: TcpStream, mut phase: watch::Receive
             next = next_phase(&mut phase), if serving => {
                 serving = false;
                 if next == Phase::Killed {
-                    return ending.reset();
+                    return steering.reset();
                 }
                 connection.as_mut().graceful_shutdown();
             }

@@ -9,25 +9,24 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
 use tokio::time::Instant;
 
 use crate::answer::{Answer, Finish};
 use crate::body::Out;
-use crate::connection::Ending;
+use crate::connection::Steering;
 use crate::dist::Chance;
 use crate::embedding::EmbeddingJob;
 use crate::engine::{Engine, InFlight, count};
 use crate::fault::{Cut, Fault};
 use crate::frame::{Choice, Usage, Wire};
 use crate::job::Job;
-use crate::problem::Problem;
+use crate::problem::error_in_stream;
 use crate::schedule::Ticket;
 
 /// Everything that answering a request takes.
 pub(crate) struct Writer {
     pub(crate) engine: Arc<Engine>,
-    pub(crate) ending: Arc<Ending>,
+    pub(crate) steering: Arc<Steering>,
     pub(crate) faults: Vec<Fault>,
     pub(crate) in_flight: InFlight,
     pub(crate) chance: Chance,
@@ -38,18 +37,25 @@ const GARBAGE: &[u8] = b"\xff\xfe\x00\x01garbage\xc3\x28\n\n";
 
 const PING: &[u8] = b": ping\n\n";
 
+/// An event without content, but for the padding that goes between.
+const HUGE_EVENT: (&str, &str) = ("data: {\"choices\":[],\"padding\":\"", "\"}\n\n");
+
+/// The pace, while nothing else sets one, of an answer that nobody gets to see.
+const UNSEEN: Duration = Duration::from_millis(1);
+
 impl Writer {
     /// Streams the answer. An error closes the connection.
     pub(crate) async fn stream(mut self, job: Job, ticket: Ticket, mut out: Out) -> io::Result<()> {
         let Some(_slot) = ticket.slot().await else { return Ok(()) };
         let Job { mut wire, mut answers, prompt_tokens, .. } = job;
-        if self.faults.contains(&Fault::EmptyFinish) {
+        self.bend(&mut answers);
+        if self.has(&Fault::EmptyFinish) {
             wire.empty_finish();
         }
         let ping = self.ping();
         pinging(ping, &mut out, self.first_token(prompt_tokens)).await;
         // Choices that are decoded together, and whether they are finished before the next ones begin.
-        let one_by_one = self.faults.contains(&Fault::OneByOne);
+        let one_by_one = self.has(&Fault::OneByOne);
         let group = if one_by_one { 1 } else { answers.len() };
         let total = answers.len();
         let mut due = Instant::now();
@@ -92,7 +98,7 @@ impl Writer {
                     }
                 }
             }
-            if !self.faults.contains(&Fault::NoFinish) {
+            if !self.has(&Fault::NoFinish) {
                 for (choice, answer) in (begin..).zip(&*answers) {
                     for event in wire.finish(choice, answer.finish()) {
                         out.end_event().await;
@@ -108,17 +114,25 @@ impl Writer {
     /// Whether the answer is a stream.
     pub(crate) fn streams(&self, asked: bool) -> bool {
         let other = if asked { Fault::PlainForStream } else { Fault::StreamForPlain };
-        asked != self.faults.contains(&other)
+        asked != self.has(&other)
     }
 
     /// Decodes the whole answer and returns it as JSON.
     pub(crate) async fn plain(&mut self, job: Job, ticket: Ticket) -> Bytes {
         let Some(_slot) = ticket.slot().await else { return Bytes::new() };
-        let Job { wire, answers, prompt_tokens, .. } = job;
+        let Job { wire, mut answers, prompt_tokens, .. } = job;
+        self.bend(&mut answers);
         self.first_token(prompt_tokens).await;
         let mut due = Instant::now();
+        while self.has(&Fault::Endless) {
+            self.thaw(&mut due).await;
+            count(&self.engine.counters.generation_tokens, 1);
+            count(&self.engine.counters.decode_steps, 1);
+            if !self.next_token(&mut due).await {
+                tokio::time::sleep(UNSEEN).await;
+            }
+        }
         let steps = answers.iter().map(|answer| answer.clone().count()).max().unwrap_or(0);
-        let mut answers = answers;
         let mut texts = vec![String::new(); answers.len()];
         for _ in 0..steps {
             self.thaw(&mut due).await;
@@ -148,6 +162,11 @@ impl Writer {
 
     /// Writes a plain body, as far as the faults let it.
     pub(crate) async fn plain_body(self, mut whole: Bytes, cut: Fault, mut out: Out) -> io::Result<()> {
+        if let Fault::HugeEvent { bytes, .. } = cut {
+            pad(b' ', bytes, &mut out).await;
+            out.send(whole).await;
+            return self.end(Ok(()));
+        }
         out.send(whole.split_to(whole.len() / 2)).await;
         out.flush().await;
         match cut {
@@ -170,7 +189,11 @@ impl Writer {
         let hits = |fault: &&Fault| {
             matches!(
                 fault,
-                Fault::Cut { .. } | Fault::Stall { .. } | Fault::Garbage { .. } | Fault::InvalidEvent { .. }
+                Fault::Cut { .. }
+                    | Fault::Stall { .. }
+                    | Fault::Garbage { .. }
+                    | Fault::InvalidEvent { .. }
+                    | Fault::HugeEvent { .. }
             )
         };
         self.faults.iter().find(hits).cloned()
@@ -203,9 +226,21 @@ impl Writer {
                     out.send(Bytes::from_static(b"data: {\"choices\":[{]}\n\n")).await
                 }
                 Fault::Garbage { .. } => out.send(Bytes::from_static(GARBAGE)).await,
-                fault @ (Fault::ErrorEvent { .. } | Fault::Failed { .. }) => {
-                    let failed = matches!(fault, Fault::Failed { .. }).then(|| wire.failed()).flatten();
-                    out.send(failed.unwrap_or_else(error_event)).await;
+                Fault::HugeEvent { bytes, .. } => {
+                    out.send(Bytes::from_static(HUGE_EVENT.0.as_bytes())).await;
+                    pad(b'x', bytes, out).await;
+                    out.send(Bytes::from_static(HUGE_EVENT.1.as_bytes())).await;
+                }
+                Fault::ErrorEvent { done, .. } => {
+                    out.send(self.error_event()).await;
+                    if let Some(mark) = wire.done().filter(|_| done) {
+                        out.end_event().await;
+                        out.send(mark).await;
+                    }
+                    return ControlFlow::Break(Ok(()));
+                }
+                Fault::Failed { .. } => {
+                    out.send(wire.failed().unwrap_or_else(|| self.error_event())).await;
                     return ControlFlow::Break(Ok(()));
                 }
                 _ => {}
@@ -232,10 +267,10 @@ impl Writer {
             return self.cut(how);
         }
         let mut events = Vec::new();
-        if !self.faults.contains(&Fault::NoFinish) {
+        if !self.has(&Fault::NoFinish) {
             events.extend(wire.close(usage(answers, prompt_tokens)));
         }
-        if !self.faults.contains(&Fault::NoDone) {
+        if !self.has(&Fault::NoDone) {
             events.extend(wire.done());
         }
         self.count_finished(answers);
@@ -246,6 +281,27 @@ impl Writer {
         Ok(())
     }
 
+    /// Lets the faults about an answer's length have their way.
+    fn bend(&self, answers: &mut [Answer]) {
+        let filtered = self.faults.iter().find_map(Fault::content_filter);
+        for answer in answers {
+            if let Some(after) = filtered {
+                answer.filter(after);
+            }
+            if self.has(&Fault::Endless) {
+                answer.endless();
+            }
+        }
+    }
+
+    fn has(&self, fault: &Fault) -> bool {
+        self.faults.contains(fault)
+    }
+
+    fn error_event(&self) -> Bytes {
+        Bytes::from(format!("data: {}\n\n", error_in_stream(self.engine.config.dialect)))
+    }
+
     fn ping(&self) -> Option<Duration> {
         self.faults.iter().find_map(Fault::ping)
     }
@@ -254,7 +310,7 @@ impl Writer {
         match how {
             Cut::End => return Ok(()),
             Cut::Fin => {}
-            Cut::Rst => self.ending.reset(),
+            Cut::Rst => self.steering.reset(),
         }
         Err(io::Error::other("simulated cut"))
     }
@@ -267,6 +323,9 @@ impl Writer {
     /// Waits for the first token; counts the prompt as read by then.
     async fn first_token(&mut self, prompt_tokens: u64) {
         let mut delay = self.engine.config.ttft.sample(&mut self.chance);
+        if self.has(&Fault::Flood) {
+            delay = Duration::ZERO;
+        }
         delay += self.faults.iter().filter_map(Fault::first_token_delay).sum::<Duration>();
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
@@ -278,7 +337,7 @@ impl Writer {
     /// Waits until the next token is due; `false` if it is at once.
     async fn next_token(&mut self, due: &mut Instant) -> bool {
         let delay = self.engine.config.itl.sample(&mut self.chance);
-        if delay.is_zero() {
+        if delay.is_zero() || self.has(&Fault::Flood) {
             return false;
         }
         // Counted from when this token was due, so that timer slack does not add up.
@@ -314,9 +373,15 @@ async fn pinging<T>(every: Option<Duration>, out: &mut Out, wait: impl Future<Ou
     }
 }
 
-fn error_event() -> Bytes {
-    let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "simulated error in the stream");
-    Bytes::from(format!("data: {}\n\n", problem.json()))
+/// Sends the same byte again and again.
+async fn pad(byte: u8, mut count: u64, out: &mut Out) {
+    const PIECE: usize = 64 << 10;
+    let piece = Bytes::from(vec![byte; PIECE]);
+    while count > 0 {
+        let length = usize::try_from(count).unwrap_or(PIECE).min(PIECE);
+        out.send(piece.slice(..length)).await;
+        count -= length as u64;
+    }
 }
 
 fn usage(answers: &[Answer], prompt: u64) -> Usage {

@@ -186,4 +186,13 @@ impl Conn {
             }
         }
     }
+
+    /// Everything up to the end of the connection.
+    pub(crate) async fn rest(&mut self) -> (Vec<u8>, End) {
+        loop {
+            if let Err(end) = self.fill().await {
+                return (std::mem::take(&mut self.buffer), end);
+            }
+        }
+    }
 }

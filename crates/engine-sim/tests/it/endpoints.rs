@@ -68,6 +68,13 @@ async fn metrics_have_the_engines_names() {
             "vllm:request_success_total{engine=\"0\",model_name=\"sim\",finished_reason=\"stop\"} 1",
             "vllm:request_success_total{engine=\"0\",model_name=\"sim\",finished_reason=\"abort\"} 0",
         ],
+        Dialect::Sglang => vec![
+            "sglang:num_running_reqs{engine_type=\"unified\",model_name=\"sim\"} 0",
+            "sglang:num_queue_reqs{engine_type=\"unified\",model_name=\"sim\"} 0",
+            "sglang:token_usage{engine_type=\"unified\",model_name=\"sim\"} 0",
+            "sglang:realtime_tokens_total{engine_type=\"unified\",model_name=\"sim\",mode=\"prefill_compute\"} 5",
+            "sglang:realtime_tokens_total{engine_type=\"unified\",model_name=\"sim\",mode=\"decode\"} 64",
+        ],
         Dialect::LlamaCpp => vec![
             "llamacpp:prompt_tokens_total 5",
             "llamacpp:tokens_predicted_total 64",
@@ -75,8 +82,9 @@ async fn metrics_have_the_engines_names() {
             "llamacpp:requests_processing 0",
             "llamacpp:requests_deferred 0",
         ],
+        Dialect::OpenAi => Vec::new(),
     };
-    for dialect in [Dialect::Vllm, Dialect::LlamaCpp] {
+    for dialect in [Dialect::Vllm, Dialect::Sglang, Dialect::LlamaCpp] {
         let sim = Sim::start(SimConfig { dialect, ..SimConfig::default() }).await.unwrap();
         call(sim.addr(), "POST", "/v1/chat/completions", "", &hi(false)).await;
         let text = call(sim.addr(), "GET", "/metrics", "", "").await.text();
@@ -84,6 +92,9 @@ async fn metrics_have_the_engines_names() {
             assert!(text.lines().any(|line| line == name), "no {name} in {text}");
         }
     }
+    let sim = Sim::start(SimConfig { dialect: Dialect::OpenAi, ..SimConfig::default() }).await.unwrap();
+    assert_eq!(call(sim.addr(), "GET", "/metrics", "", "").await.status, 404);
+    assert_eq!(sim.requests(), 0);
 }
 
 #[tokio::test]

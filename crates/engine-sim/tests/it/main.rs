@@ -6,4 +6,7 @@ mod client;
 mod endpoints;
 mod faults;
 mod load;
+mod process;
 mod protocol;
+mod refusals;
+mod wire;

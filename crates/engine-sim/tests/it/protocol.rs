@@ -3,7 +3,7 @@
 use backstop_engine_sim::{Dialect, Sim, SimConfig, expected_completion, expected_text};
 use serde_json::{Value, json};
 
-use crate::client::{Conn, End, call, hi, post};
+use crate::client::{Conn, End, call, faulty_chat, hi, post};
 
 pub(crate) const HI: &[(&str, &str)] = &[("user", "hi")];
 
@@ -80,6 +80,37 @@ async fn llama_cpp_continues_always() {
 }
 
 #[tokio::test]
+async fn sglang_continues_when_asked_and_openai_never() {
+    let whole = expected_text(0, HI, 64);
+    let cut = whole.char_indices().nth(20).unwrap().0;
+    let so_far = &whole[..cut];
+    let anew = expected_text(0, &[("user", "hi"), ("assistant", so_far)], 64);
+    for (dialect, asked, expected) in [
+        (Dialect::Sglang, true, &whole[cut..]),
+        (Dialect::Sglang, false, &anew),
+        (Dialect::OpenAi, true, &anew),
+        (Dialect::OpenAi, false, &anew),
+    ] {
+        let sim = Sim::start(SimConfig { dialect, ..SimConfig::default() }).await.unwrap();
+        let body = json!({
+            "stream": true, "continue_final_message": asked,
+            "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": so_far}],
+        });
+        let reply = post(sim.addr(), "/v1/chat/completions", &body).await;
+        assert_eq!(reply.content(), expected, "{dialect:?}, asked {asked}");
+    }
+}
+
+/// Whatever was sent to a client before, the same request again gives the same text from its beginning.
+#[tokio::test]
+async fn the_same_request_gives_the_same_text() {
+    let sim = sim().await;
+    let cut = faulty_chat(sim.addr(), "cut=9;how=end", true).await.content();
+    let again = call(sim.addr(), "POST", "/v1/chat/completions", "", &hi(true)).await.content();
+    assert!(again.starts_with(&cut) && again == expected_text(0, HI, 64));
+}
+
+#[tokio::test]
 async fn a_text_completion_continues_its_prompt() {
     let sim = sim().await;
     let whole = expected_completion(0, "Once", 64);
@@ -114,7 +145,12 @@ async fn choices_stop_and_ids_differ() {
 
 #[tokio::test]
 async fn errors_have_the_shape_of_openai() {
-    let config = SimConfig { model: Some("only".to_owned()), kv_tokens: Some(50), ..SimConfig::default() };
+    let config = SimConfig {
+        model: Some("only".to_owned()),
+        kv_tokens: Some(50),
+        dialect: Dialect::OpenAi,
+        ..SimConfig::default()
+    };
     let sim = Sim::start(config).await.unwrap();
     let chat = "/v1/chat/completions";
     let long =
