@@ -133,21 +133,27 @@ fn may_pass_elsewhere(status: StatusCode) -> bool {
 /// Reads a plain answer, good or bad.
 async fn whole(routed: &Routed, answer: Answer) -> Result<Won, Fault> {
     let Answer { status, mut headers, exchange } = answer;
-    let body = exchange.collect(MAX_ANSWER).await.map_err(Fault::Lost)?;
-    let mut body = body.ok_or(Fault::TooLarge(MAX_ANSWER))?;
     let ours = routed.api.is_json_post();
     if ours && status.is_success() && routed.stream {
-        // A client that reads events would see none, and take that for an empty answer.
+        // A client that reads events would see none, and take that for an empty answer. It may also have no end.
         return Err(Fault::NoStream);
     }
+    let body = exchange.collect(MAX_ANSWER).await.map_err(Fault::Lost)?;
+    let mut body = body.ok_or(Fault::TooLarge(MAX_ANSWER))?;
     let mut usage = None;
     if (ours && status.is_success()) || (is_a(&headers, "application/json") && !body.is_empty()) {
         // A truncated answer that was delimited by closing the connection looks whole until it is read.
         usage = answer::check(if status.is_success() { routed.api } else { Api::Other }, &body)?;
     }
     headers::to_client(&mut headers);
-    if ours && !status.is_success() {
-        body = in_our_shape(status, body, &mut headers);
+    if ours {
+        if !status.is_success() {
+            body = in_our_shape(status, body);
+        }
+        // Whatever it was called, by now it is known to be JSON, and clients go by the name.
+        if !says_json(&headers) {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
     }
     Ok(Won::Plain { status, headers, body, usage })
 }
@@ -162,12 +168,11 @@ async fn refused(answer: Answer) -> Fault {
 }
 
 /// The explanation of a refusal as OpenAI's clients read it, whatever the engine wrote.
-fn in_our_shape(status: StatusCode, body: Bytes, headers: &mut HeaderMap) -> Bytes {
+fn in_our_shape(status: StatusCode, body: Bytes) -> Bytes {
     if is_error_body(&body) {
         return body;
     }
     let message = message_of(&body).unwrap_or_else(|| format!("the upstream answered {status}"));
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     ErrorBody { message: &message, kind: "invalid_request_error", param: None, code: None }.to_json()
 }
 
@@ -259,6 +264,13 @@ fn target(base_path: &str, routed: &Routed) -> String {
 fn is_a(headers: &HeaderMap, media_type: &str) -> bool {
     let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     value.get(..media_type.len()).is_some_and(|start| start.eq_ignore_ascii_case(media_type.as_bytes()))
+}
+
+/// `application/json` or a type derived from it.
+fn says_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim_end().to_ascii_lowercase();
+    essence == "application/json" || essence.ends_with("+json")
 }
 
 enum Interrupted {

@@ -147,8 +147,11 @@ impl Exchange {
         Poll::Ready(if data.is_empty() { None } else { Some(Ok(data)) })
     }
 
-    /// The whole rest of the body, or `None` if it is longer than `limit` bytes.
+    /// The whole rest of the body, or `None` if it is longer than `limit` bytes. One that says so is not read at all.
     pub(crate) async fn collect(mut self, limit: usize) -> Result<Option<Bytes>, WireError> {
+        if self.decoder.announces_more_than(limit) {
+            return Ok(None);
+        }
         let mut first = Bytes::new();
         let mut all = BytesMut::new();
         while let Some(data) = poll_fn(|cx| self.poll_data(cx)).await.transpose()? {

@@ -182,6 +182,11 @@ pub(super) enum Part {
 }
 
 impl BodyDecoder {
+    /// The head gave a length that is greater than `limit`.
+    pub(super) fn announces_more_than(&self, limit: usize) -> bool {
+        matches!(self, Self::Length(length) if *length > limit as u64)
+    }
+
     /// Takes the next part off the front of `buffer`.
     pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Part, WireError> {
         match self {

@@ -82,7 +82,7 @@ fn cases() -> Vec<Case> {
         case(half(Cut::End), Some(true), 502, "upstream_truncated", 3),
         case(Fault::InvalidEvent { after: 0 }, Some(true), 502, "upstream_malformed_event", 3),
         case(Fault::Garbage { after: 0 }, Some(true), 502, "upstream_malformed_event", 3),
-        case(Fault::ErrorEvent { after: 0 }, Some(true), 502, "upstream_stream_error", 3),
+        case(Fault::ErrorEvent { after: 0, done: false }, Some(true), 502, "upstream_stream_error", 3),
         case(Fault::PlainForStream, Some(true), 502, "upstream_malformed_answer", 3),
         case(Fault::StreamForPlain, Some(false), 502, "upstream_malformed_answer", 3),
     ]
@@ -102,7 +102,7 @@ async fn troubled(engines: usize, trouble: &Trouble) -> World {
 }
 
 #[track_caller]
-fn check_whole(reply: &Reply, stream: bool, context: &str) {
+pub(crate) fn check_whole(reply: &Reply, stream: bool, context: &str) {
     assert_eq!((reply.status, reply.end), (200, End::Complete), "{context}: {}", reply.text());
     assert_eq!(reply.content(), oracle(TOKENS), "{context}");
     assert!(!stream || reply.is_done(), "{context}");

@@ -9,7 +9,7 @@ use crate::world::{TOKENS, World, ms, oracle};
 
 /// Good content, then one error event, and nothing after it.
 #[track_caller]
-fn check_cut(reply: &Reply, good: &str, code: &str, context: &str) {
+pub(crate) fn check_cut(reply: &Reply, good: &str, code: &str, context: &str) {
     assert_eq!((reply.status, reply.end), (200, End::Complete), "{context}");
     assert_eq!(reply.header("content-type"), Some("text/event-stream; charset=utf-8"), "{context}");
     let mut events = reply.events();
@@ -38,7 +38,7 @@ async fn streams_that_break_end_with_an_error_event() {
         (Fault::Stall { after: 3 }, 3, "upstream_stalled"),
         (Fault::InvalidEvent { after: 3 }, 3, "upstream_malformed_event"),
         (Fault::Garbage { after: 3 }, 3, "upstream_malformed_event"),
-        (Fault::ErrorEvent { after: 3 }, 3, "upstream_stream_error"),
+        (Fault::ErrorEvent { after: 3, done: false }, 3, "upstream_stream_error"),
     ]);
     let running = cases.into_iter().map(|(fault, after, code)| tokio::spawn(broken(fault, after, code)));
     all(running.collect()).await;
@@ -73,6 +73,17 @@ async fn broken_after_the_first_byte(fault: &Fault) -> (World, Conn, Reply) {
         assert_eq!((reply.attempts(), reply.content()), (2, oracle(TOKENS)));
     }
     panic!("{fault:?} always comes with the first byte");
+}
+
+/// A streamed chat whose fault does not arrive together with the first output (see above).
+pub(crate) async fn late_fault(world: &World) -> Reply {
+    for _ in 0..20 {
+        let reply = chat(world.addr, true).await;
+        if (reply.status, reply.attempts()) == (200, 1) {
+            return reply;
+        }
+    }
+    panic!("the fault always comes with the first byte");
 }
 
 /// A reset may throw away what was not read yet, but what arrives is still good.
