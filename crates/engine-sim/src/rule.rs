@@ -34,7 +34,7 @@ const MAIN_FIELD: &[(&str, &str)] = &[
 /// Why a fault could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FaultError {
-    #[error("`{0}` is not a fault: {1}")]
+    #[error("`{0}` is not a fault: {1}; hint: `backstop engine-sim --help` lists them")]
     Unreadable(String, serde_json::Error),
     #[error("status `{0}` is not between 200 and 999")]
     Status(u16),

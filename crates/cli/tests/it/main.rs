@@ -8,5 +8,6 @@ mod check;
 #[expect(dead_code, reason = "shared with the gateway's tests, which need all of it")]
 #[path = "../../../gateway/tests/it/client.rs"]
 mod client;
+mod engine_sim;
 mod reload;
 mod stop;
