@@ -2,7 +2,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Arguments for the demo, such as ARGS="--headless".
+# One virtual environment in it for each proxy of the benchmark that is a Python package.
+PEERS ?= .venv-peers
+# Arguments for the demo, the Python tests or the benchmark, such as ARGS="--headless".
 ARGS ?=
 
 PIP_STAMP := $(VENV)/.installed
@@ -48,12 +50,19 @@ check: ## formatting, lints, docs, dependency rules, licences
 	else echo "cargo-deny is not installed: licences and advisories were not checked"; \
 	     echo "hint: cargo install cargo-deny --locked"; fi
 
-bench: ## compare with nginx and a bare proxy; writes docs/benchmarks.md
+bench: ## compare with other proxies; writes docs/benchmarks.md unless ARGS is set
 	cargo build --release -p backstop -p backstop-bench
+	@PYTHON="$(PYTHON)" scripts/install_peers "$(PEERS)"
 	mkdir -p bench/results docs
-	target/release/backstop-bench run --backstop target/release/backstop --out bench/results/latest.json
+	target/release/backstop-bench run --backstop target/release/backstop --environments "$(PEERS)" \
+	    --out bench/results/latest.json $(ARGS)
 	target/release/backstop-bench report bench/results/latest.json > bench/results/report.md
-	mv bench/results/report.md docs/benchmarks.md
+ifeq ($(strip $(ARGS)),)
+	cp bench/results/latest.json docs/benchmarks.json
+	cp bench/results/report.md docs/benchmarks.md
+else
+	@echo "wrote bench/results/report.md; docs/benchmarks.md is written by a run without ARGS"
+endif
 
 soak: ## five minutes of load while replicas are killed and brought back, over and over
 	cargo build --release -p backstop
@@ -61,7 +70,7 @@ soak: ## five minutes of load while replicas are killed and brought back, over a
 
 clean: ## remove everything that was built or installed
 	cargo clean
-	rm -rf $(VENV) .tools tests/node_modules bench/results
+	rm -rf $(VENV) $(PEERS) .tools tests/node_modules bench/results
 
 # The stamps hold a digest of what was asked for, so a changed list is installed again and nothing else is.
 $(PIP_STAMP): FORCE

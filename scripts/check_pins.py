@@ -1,4 +1,4 @@
-"""Checks that the packages of the tests are pinned, and that no list says where they come from."""
+"""Checks that the packages of the tests and of the benchmark are pinned, and that no list says where they come from."""
 
 import json
 import pathlib
@@ -6,7 +6,11 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PYTHON_LISTS = ["tests/requirements.txt", "tests/engines/requirements.txt"]
+PYTHON_LISTS = [
+    "tests/requirements.txt",
+    "tests/engines/requirements.txt",
+    *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("bench/peers/*.txt")),
+]
 NODE_LISTS = ["tests/package.json", "tests/package-lock.json"]
 
 

@@ -23,8 +23,12 @@ pub(crate) enum Case {
     Plain,
     /// Streams of 100 chunks, unpaced
     Sse100,
-    /// Thousands of open streams with a token now and then
-    Idle,
+    /// 1,000 open streams with 20 tokens a second each
+    Paced,
+    /// 1,000 open streams with a token now and then
+    Idle1000,
+    /// 9,000 open streams with a token now and then
+    Idle9000,
 }
 
 impl Case {
@@ -32,8 +36,15 @@ impl Case {
         match self {
             Self::Plain => "plain",
             Self::Sse100 => "sse100",
-            Self::Idle => "idle",
+            Self::Paced => "paced",
+            Self::Idle1000 => "idle1000",
+            Self::Idle9000 => "idle9000",
         }
+    }
+
+    /// Whether wrk drives it: a new request as soon as one is answered.
+    pub(crate) fn is_closed_loop(self) -> bool {
+        matches!(self, Self::Plain | Self::Sse100)
     }
 
     pub(crate) fn body(self) -> &'static str {
@@ -41,25 +52,29 @@ impl Case {
             Self::Plain => {
                 r#"{"model":"bench","messages":[{"role":"user","content":"Say hello to the benchmark."}],"max_tokens":16}"#
             }
-            Self::Sse100 | Self::Idle => {
+            _ => {
                 r#"{"model":"bench","messages":[{"role":"user","content":"Say hello to the benchmark."}],"max_tokens":100,"stream":true}"#
             }
         }
     }
 
-    /// Connections of the closed loop; idle streams have their own loader.
-    pub(crate) fn connections(self) -> usize {
+    /// Client connections of a full run.
+    pub(crate) fn connections(self) -> u32 {
         match self {
             Self::Plain => 32,
-            Self::Sse100 | Self::Idle => 16,
+            Self::Sse100 => 16,
+            Self::Paced | Self::Idle1000 => 1_000,
+            Self::Idle9000 => 9_000,
         }
     }
 
-    /// Bytes of the body of an answer as the upstream sends it, transfer coding not counted.
+    /// Bytes of the body of an answer as the upstream sends it, transfer coding not counted; of one
+    /// chunk where the answer has no end.
     pub(crate) fn answer_len(self) -> usize {
         match self {
             Self::Plain => upstream::chat_len(),
-            Self::Sse100 | Self::Idle => upstream::stream_len(),
+            Self::Sse100 => upstream::stream_len(),
+            Self::Paced | Self::Idle1000 | Self::Idle9000 => upstream::token_len(),
         }
     }
 }
@@ -80,7 +95,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn errors(&self) -> u64 {
+    fn errors(&self) -> u64 {
         self.connect + self.read + self.write + self.status + self.timeout
     }
 
@@ -99,26 +114,38 @@ impl Outcome {
                 "errors: connect {connect}, read {read}, write {write}, status {status}, timeout {timeout}"
             ));
         }
-        // Heads and transfer coding come on top; a peer may write events a little shorter, never a tenth.
-        let (length, least) = (self.bytes / self.requests, case.answer_len() as u64 * 9 / 10);
+        // Heads and transfer coding come on top. A peer may write events anew and leave out empty fields,
+        // which saves a fifth at most.
+        let (length, least) = (self.bytes / self.requests, case.answer_len() as u64 * 3 / 4);
         (length < least).then(|| format!("answers of {length} bytes on average, at least {least} expected"))
     }
 }
 
-/// Runs wrk against `port` for `seconds`.
+/// How hard wrk is to press one peer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pressure {
+    pub(crate) connections: u32,
+    pub(crate) seconds: u64,
+    /// After which an answer counts as an error.
+    pub(crate) patience_seconds: u64,
+}
+
+/// Runs wrk against `port`.
 pub(crate) async fn drive(
     wrk: &Path,
     directory: &Path,
     case: Case,
     port: u16,
-    seconds: u64,
+    pressure: Pressure,
 ) -> Result<Outcome> {
     let script = directory.join(format!("{}.lua", case.name()));
     fs::write(&script, lua(case))?;
+    let Pressure { connections, seconds, patience_seconds } = pressure;
     let output = tokio::process::Command::new(wrk)
         .args(["-t1", "--latency"])
-        .arg(format!("-c{}", case.connections()))
+        .arg(format!("-c{connections}"))
         .arg(format!("-d{seconds}s"))
+        .args(["--timeout", &format!("{patience_seconds}s")])
         .arg("-s")
         .arg(&script)
         .arg(format!("http://127.0.0.1:{port}/v1/chat/completions"))
@@ -166,10 +193,10 @@ impl Prober {
         self.send(Method::GET, path, "").await.map(drop)
     }
 
-    /// Whether one request of this case is answered in full. An idle stream never ends, so a plain
-    /// request stands for it here; the loader checks each stream itself.
+    /// Whether one request of this case is answered in full. A stream of the other cases never ends, so
+    /// a plain request stands for it here; the loader checks each stream itself.
     pub(crate) async fn check(&self, case: Case) -> Result<()> {
-        let case = if case == Case::Idle { Case::Plain } else { case };
+        let case = if case.is_closed_loop() { case } else { Case::Plain };
         let body = self.send(Method::POST, "/v1/chat/completions", case.body()).await?;
         check_answer(case, std::str::from_utf8(&body)?)
     }

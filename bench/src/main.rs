@@ -7,7 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "measures wall time and its tasks end with the process")]
 
 mod child;
-mod idle;
+mod fleet;
 mod load;
 mod measure;
 mod peer;
@@ -25,6 +25,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::results::Results;
 
 /// Side-by-side benchmarks of Backstop and its peers
 #[derive(Parser)]
@@ -97,8 +99,8 @@ fn measure_all(args: &run::Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("the run is not valid:");
-    for problem in &results.problems {
-        eprintln!("  {problem}");
+    for failure in &results.failures {
+        eprintln!("  {}, {}: {}", failure.case.name(), failure.peer, failure.what);
     }
     Ok(ExitCode::FAILURE)
 }
@@ -107,8 +109,8 @@ fn render(file: &Path) -> Result<()> {
     let json = fs::read_to_string(file).with_context(|| {
         format!("can't read `{}`\nhint: write it first with `backstop-bench run`", file.display())
     })?;
-    let results = serde_json::from_str(&json)
-        .with_context(|| format!("`{}` is not a result file of this version", file.display()))?;
+    let mut results = Results::parse(&json).with_context(|| format!("can't use `{}`", file.display()))?;
+    results.derive();
     print!("{}", report::render(&results));
     Ok(())
 }

@@ -1,6 +1,9 @@
-//! The proxies under test, as a list: a new peer is one more entry.
+//! A proxy under test: where its program is, how it is started, whether it is up.
+
+pub(crate) mod roster;
 
 use std::ffi::OsString;
+use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,24 +21,40 @@ const START: Duration = Duration::from_secs(60);
 pub(crate) struct Peer {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
-    /// What to do when the program is missing.
-    hint: &'static str,
-    pub(crate) absence: Absence,
-    locate: fn(&Tools) -> Option<PathBuf>,
-    version_flag: Option<&'static str>,
-    launch: fn(&Site) -> Result<Launch>,
+    source: Source,
+    /// Answers 200 there once it is up; for others a right answer says so.
+    readiness: Option<&'static str>,
+    /// What a slow peer is given less of.
+    pub(crate) limits: Option<Limits>,
+    launch: fn(&Site) -> Launch,
 }
 
-/// What a missing program means for the run.
+/// Where a peer's program comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Absence {
-    Fails,
-    Skips,
+enum Source {
+    /// This program.
+    Own,
+    /// Named on the command line.
+    Backstop,
+    /// A Debian package of the peer's name.
+    Debian { version_flag: &'static str },
+    /// A Python package of the peer's name, in a virtual environment of its own.
+    Python,
 }
 
-/// Programs that the command line names.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) connections: u32,
+    pub(crate) seconds: u64,
+    pub(crate) paced_streams: u32,
+    pub(crate) idle_streams: u32,
+}
+
+/// Places that the command line names.
 pub(crate) struct Tools {
     pub(crate) backstop: PathBuf,
+    /// Where `scripts/install_peers` puts a virtual environment for each Python package.
+    pub(crate) environments: PathBuf,
 }
 
 /// Where and how wide a peer is to run.
@@ -49,163 +68,125 @@ pub(crate) struct Site<'a> {
     /// Processors to run on; empty for anywhere.
     pub(crate) cpus: &'a [usize],
     /// Client connections to expect; a proxy needs as many again to the upstream.
-    pub(crate) connections: usize,
+    pub(crate) connections: u32,
 }
 
-pub(crate) struct Launch {
-    args: Vec<OsString>,
+/// How a peer is started: all of its configuration.
+#[derive(Default)]
+struct Launch {
+    args: Vec<String>,
     env: Vec<(&'static str, String)>,
-    /// Must answer 200 before the first request.
-    readiness: Option<&'static str>,
-}
-
-/// Peers compared with every other one, if they are in the run.
-pub(crate) const BASES: [&str; 2] = ["bare", "nginx"];
-
-pub(crate) const PEERS: &[Peer] = &[
-    Peer {
-        name: "bare",
-        about: "hyper server and hyper-util client with keep-alive, nothing else",
-        hint: "",
-        absence: Absence::Fails,
-        locate: |_| std::env::current_exe().ok(),
-        version_flag: None,
-        launch: |site| Ok(bare(site)),
-    },
-    Peer {
-        name: "nginx",
-        about: "nginx with `proxy_buffering off`, keep-alive to the upstream, no access log",
-        hint: "apt-get install nginx, or leave it out with `--peers`",
-        absence: Absence::Fails,
-        locate: |_| find_program("nginx"),
-        version_flag: Some("-v"),
-        launch: nginx,
-    },
-    Peer {
-        name: "backstop",
-        about: "Backstop with routing, balancing, retries, event checks and health checks on, no access log",
-        hint: "cargo build --release -p backstop, or name the program with `--backstop`",
-        absence: Absence::Skips,
-        locate: |tools| tools.backstop.is_file().then(|| tools.backstop.clone()),
-        version_flag: Some("--version"),
-        launch: backstop,
-    },
-];
-
-fn bare(site: &Site) -> Launch {
-    let args = [
-        "proxy".to_owned(),
-        format!("--listen=127.0.0.1:{}", site.port),
-        format!("--upstream=127.0.0.1:{}", site.upstream),
-        format!("--threads={}", site.threads),
-    ];
-    Launch { args: args.map(OsString::from).into(), env: Vec::new(), readiness: None }
-}
-
-fn nginx(site: &Site) -> Result<Launch> {
-    let Site { port, upstream, threads, .. } = site;
-    let directory = site.directory.display();
-    // nginx begins to close waiting connections when less than a sixteenth of the slots is free.
-    let slots = site.connections * 9 / 4 + 512;
-    let config = format!(
-        r#"daemon off;
-worker_processes {threads};
-pid {directory}/nginx.pid;
-error_log {directory}/nginx-error.log warn;
-events {{ worker_connections {slots}; }}
-http {{
-  access_log off;
-  client_body_temp_path {directory}/nginx-body;
-  proxy_temp_path {directory}/nginx-proxy;
-  fastcgi_temp_path {directory}/nginx-fastcgi;
-  uwsgi_temp_path {directory}/nginx-uwsgi;
-  scgi_temp_path {directory}/nginx-scgi;
-  keepalive_requests 1000000000;
-  upstream bench {{
-    server 127.0.0.1:{upstream};
-    keepalive 64;
-    keepalive_requests 1000000000;
-  }}
-  server {{
-    listen 127.0.0.1:{port} backlog=4096;
-    location / {{
-      proxy_pass http://bench;
-      proxy_http_version 1.1;
-      proxy_set_header Connection "";
-      proxy_buffering off;
-      proxy_read_timeout 24h;
-    }}
-  }}
-}}
-"#
-    );
-    let path = site.directory.join("nginx.conf");
-    fs::write(&path, config)?;
-    let log = site.directory.join("nginx-start.log");
-    let args = ["-c".into(), path.into(), "-e".into(), log.into()];
-    Ok(Launch { args: args.into(), env: Vec::new(), readiness: None })
-}
-
-fn backstop(site: &Site) -> Result<Launch> {
-    let Site { port, second_port, upstream, .. } = site;
-    let config = format!(
-        r#"listen: 127.0.0.1:{port}
-admin: {{ listen: 127.0.0.1:{second_port} }}
-store: "memory:"
-services:
-  - name: bench
-    models: [bench]
-    versions: [{{ name: v1, endpoints: [{{ url: "http://127.0.0.1:{upstream}", engine: vllm }}] }}]
-    timeouts: {{ first_token: 60s, inter_token: 120s, total: 24h }}
-"#
-    );
-    let path = site.directory.join("backstop.yaml");
-    fs::write(&path, config)?;
-    let threads = site.threads.to_string();
-    let args = ["serve".into(), "-c".into(), path.into(), "--access-log".into(), "off".into()];
-    let args = args.into_iter().chain(["--threads".into(), threads.clone().into()]).collect();
-    Ok(Launch { args, env: vec![("TOKIO_WORKER_THREADS", threads)], readiness: Some("/health/readiness") })
+    /// Name in the site's directory and content.
+    file: Option<(&'static str, String)>,
 }
 
 impl Peer {
     /// The program, or what to do about its absence.
     pub(crate) fn program(&self, tools: &Tools) -> Result<PathBuf> {
-        (self.locate)(tools).with_context(|| format!("`{}` is not here\nhint: {}", self.name, self.hint))
+        let name = self.name;
+        let (found, hint) = match self.source {
+            Source::Own => (Some(std::env::current_exe()?), String::new()),
+            Source::Backstop => (
+                Some(tools.backstop.clone()),
+                "cargo build --release -p backstop, or name the program with `--backstop`".to_owned(),
+            ),
+            Source::Debian { .. } => {
+                (find_program(name), format!("apt-get install {name}, or leave it out with `--peers`"))
+            }
+            Source::Python => (
+                Some(tools.environments.join(name).join("bin").join(name)),
+                "scripts/install_peers, or leave it out with `--peers`".to_owned(),
+            ),
+        };
+        found
+            .filter(|program| program.is_file())
+            .with_context(|| format!("`{name}` is not here\nhint: {hint}"))
+    }
+
+    /// Whether a run without this peer makes no sense, since ratios are to it.
+    pub(crate) fn is_needed(&self) -> bool {
+        roster::BASES[..2].contains(&self.name)
     }
 
     pub(crate) fn version(&self, program: &Path) -> Option<String> {
-        version(program, self.version_flag?)
+        match self.source {
+            Source::Own => Some("part of this repository".to_owned()),
+            Source::Backstop => version(program, "--version"),
+            Source::Debian { version_flag } => version(program, version_flag),
+            Source::Python => {
+                let code = format!("from importlib.metadata import version; print(version('{}'))", self.name);
+                let python = program.with_file_name("python");
+                first_line(Command::new(python).args(["-c", &code]))
+                    .map(|line| format!("{} {line}", self.name))
+            }
+        }
+    }
+
+    /// Environment, command line and configuration file, with ports and directory of an example.
+    pub(crate) fn setup(&self, threads: usize, connections: u32) -> String {
+        let site = Site {
+            directory: Path::new("/tmp/bench"),
+            port: 8000,
+            second_port: 8001,
+            upstream: 9000,
+            threads,
+            cpus: &[],
+            connections,
+        };
+        let Launch { args, env, file } = (self.launch)(&site);
+        let program = match self.source {
+            Source::Own => "backstop-bench",
+            _ => self.name,
+        };
+        let mut text = String::new();
+        for (key, value) in env {
+            let _ = writeln!(text, "{key}={value} \\");
+        }
+        let _ = writeln!(text, "{program} {}", args.join(" "));
+        if let Some((name, content)) = file {
+            let _ = write!(text, "\n# {}/{name}\n{content}", site.directory.display());
+        }
+        text
     }
 
     /// Starts the peer and waits until `case` is answered rightly through it.
-    pub(crate) async fn start(&self, program: &Path, site: &Site<'_>, case: Case) -> Result<Running> {
-        let launch = (self.launch)(site)?;
+    pub(crate) async fn start(&'static self, program: &Path, site: &Site<'_>, case: Case) -> Result<Running> {
+        let launch = (self.launch)(site);
+        if let Some((name, content)) = launch.file {
+            fs::write(site.directory.join(name), content)?;
+        }
+        let args: Vec<OsString> = launch.args.into_iter().map(OsString::from).collect();
         let log = site.directory.join(format!("{}.log", self.name));
-        let child = Child::spawn(program, &launch.args, &launch.env, site.cpus, log)?;
-        let mut running = Running { name: self.name, port: site.port, child };
-        running.wait_until_ready(launch.readiness, case).await?;
+        let child = Child::spawn(program, &args, &launch.env, site.cpus, log)?;
+        let mut running = Running { peer: self, port: site.port, child };
+        running.wait_until_ready(case).await?;
         Ok(running)
     }
 }
 
 /// A started peer; ended on drop.
 pub(crate) struct Running {
-    pub(crate) name: &'static str,
+    pub(crate) peer: &'static Peer,
     pub(crate) port: u16,
     child: Child,
 }
 
 impl Running {
     pub(crate) fn usage(&self) -> Result<Usage> {
-        measure::usage(self.child.id()).with_context(|| format!("`{}`", self.name))
+        measure::usage(self.child.id())
     }
 
-    async fn wait_until_ready(&mut self, readiness: Option<&str>, case: Case) -> Result<()> {
+    /// What it wrote last, for whoever watches the run.
+    pub(crate) fn last_words(&self) -> String {
+        self.child.last_words()
+    }
+
+    async fn wait_until_ready(&mut self, case: Case) -> Result<()> {
         let prober = Prober::new(self.port);
         let deadline = Instant::now() + START;
-        let mut ready = readiness.is_none();
+        let mut ready = self.peer.readiness.is_none();
         loop {
-            let attempt = match readiness {
+            let attempt = match self.peer.readiness {
                 Some(path) if !ready => prober.get(path).await,
                 _ => prober.check(case).await,
             };
@@ -217,26 +198,27 @@ impl Running {
                 }
                 Err(error) => error,
             };
-            let words = self.child.last_words();
+            // Its words go to the terminal only: they may name paths of this machine.
             if self.child.has_ended() {
-                bail!("`{}` ended before it was ready; its last words: {words}", self.name);
+                eprintln!("  last words of {}: {}", self.peer.name, self.last_words());
+                bail!("ended before it was ready");
             }
             if Instant::now() >= deadline {
-                let seconds = START.as_secs();
-                bail!("`{}` is not ready after {seconds} s: {error:#}; its last words: {words}", self.name);
+                eprintln!("  last words of {}: {}", self.peer.name, self.last_words());
+                bail!("not ready after {} s: {error:#}", START.as_secs());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 }
 
-/// Starts the upstream; `pace_seconds` of 0 means unpaced.
-pub(crate) async fn start_upstream(directory: &Path, pace_seconds: u64) -> Result<(Child, u16)> {
+/// Starts the upstream; a `pace` of zero means unpaced.
+pub(crate) async fn start_upstream(directory: &Path, pace: Duration) -> Result<(Child, u16)> {
     let port = child::free_port()?;
     let args = [
         "upstream".to_owned(),
         format!("--listen=127.0.0.1:{port}"),
-        format!("--pace-seconds={pace_seconds}"),
+        format!("--pace-ms={}", pace.as_millis()),
     ];
     let log = directory.join("upstream.log");
     let child = Child::spawn(&std::env::current_exe()?, &args.map(OsString::from), &[], &[], log)?;
@@ -261,10 +243,17 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The first line that `program` prints about its version, on either output.
+/// The first line that `program` prints about its version.
 pub(crate) fn version(program: &Path, flag: &str) -> Option<String> {
-    let output = Command::new(program).arg(flag).output().ok()?;
+    first_line(Command::new(program).arg(flag))
+}
+
+/// Of either output, without the address that some print after a dash.
+fn first_line(command: &mut Command) -> Option<String> {
+    let output = command.output().ok()?;
     let text = [output.stdout, output.stderr].concat();
-    let line = String::from_utf8_lossy(&text).lines().next()?.trim().to_owned();
-    (!line.is_empty()).then_some(line)
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().next()?;
+    let line = line.split(" - ").next()?.trim();
+    (!line.is_empty()).then(|| line.to_owned())
 }

@@ -2,41 +2,55 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::load::Case;
 use crate::measure::{Machine, Spread};
+use crate::peer::roster::BASES;
 
 /// Raised when a field changes its meaning.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Results {
     pub(crate) format: u32,
     /// UTC.
     pub(crate) date: String,
-    /// False if any answer was wrong or any peer failed.
+    /// False if Backstop or a peer that ratios are taken to has failed.
     pub(crate) valid: bool,
-    pub(crate) problems: Vec<String>,
+    pub(crate) failures: Vec<Failure>,
     pub(crate) notes: Vec<String>,
     pub(crate) machine: Machine,
     pub(crate) versions: BTreeMap<String, String>,
     pub(crate) parameters: Parameters,
     pub(crate) peers: Vec<PeerInfo>,
     pub(crate) cases: Vec<CaseResult>,
-    pub(crate) idle: Option<IdleResult>,
+    pub(crate) idle: Vec<IdleResult>,
     pub(crate) bars: Vec<Bar>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// A peer that died or answered wrongly; it has no figures for that case.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) case: Case,
+    pub(crate) peer: String,
+    pub(crate) what: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Parameters {
     pub(crate) quick: bool,
     /// Whether proxies have processors of their own.
     pub(crate) pinned: bool,
     pub(crate) threads: usize,
+    /// Of the closed loop.
     pub(crate) rounds: u32,
     pub(crate) seconds: u64,
-    pub(crate) idle_streams: u32,
+    pub(crate) paced_rounds: u32,
+    pub(crate) paced_seconds: u64,
+    /// Between two tokens of a stream.
+    pub(crate) paced_interval_ms: u64,
     pub(crate) idle_rounds: u32,
     pub(crate) idle_interval_seconds: u64,
 }
@@ -45,70 +59,77 @@ pub(crate) struct Parameters {
 pub(crate) struct PeerInfo {
     pub(crate) name: String,
     pub(crate) about: String,
+    /// Environment, command line and configuration, with example ports.
+    pub(crate) setup: String,
     /// Why it was not measured.
     pub(crate) skipped: Option<String>,
 }
 
+/// A case of which CPU time is measured, per answer or per chunk.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct CaseResult {
     pub(crate) case: Case,
-    pub(crate) connections: usize,
+    pub(crate) connections: u32,
     pub(crate) request_bytes: usize,
     /// Transfer coding not counted.
     pub(crate) answer_bytes: usize,
-    pub(crate) peers: Vec<PeerResult>,
+    pub(crate) peers: Vec<Part<Round, Summary>>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct PeerResult {
+/// One peer's part of a case.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Part<R, S> {
     pub(crate) peer: String,
-    pub(crate) rounds: Vec<Round>,
-    pub(crate) summary: Option<Summary>,
+    /// Fewer than the case's for a slow peer.
+    pub(crate) connections: u32,
+    /// Why there are no figures.
+    pub(crate) absent: Option<String>,
+    pub(crate) rounds: Vec<R>,
+    pub(crate) summary: Option<S>,
 }
 
-/// One peer's part of one round.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Round {
     pub(crate) round: u32,
-    pub(crate) requests: u64,
-    pub(crate) errors: u64,
+    /// Answers, or chunks of paced streams.
+    pub(crate) count: u64,
     pub(crate) seconds: f64,
     pub(crate) cpu_seconds: f64,
-    /// CPU time per request, in microseconds.
+    /// CPU time per answer or chunk, in microseconds.
     pub(crate) cpu_us: f64,
     pub(crate) rate: f64,
-    pub(crate) p50_us: f64,
-    pub(crate) p99_us: f64,
+    pub(crate) latency: Option<Latency>,
     pub(crate) rss_mib: f64,
     pub(crate) peak_rss_mib: f64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) cpu_us: Spread,
     pub(crate) rate: Spread,
-    pub(crate) p50_us: Spread,
-    pub(crate) p99_us: Spread,
+    pub(crate) p50_us: Option<Spread>,
+    pub(crate) p99_us: Option<Spread>,
     pub(crate) rss_mib: Spread,
     pub(crate) peak_rss_mib: Spread,
-    /// CPU time per request relative to a base peer of the same round.
+    /// CPU time relative to a base peer of the same round.
     pub(crate) cpu_ratio: BTreeMap<String, Spread>,
 }
 
+/// A case of which the memory of open streams is measured.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct IdleResult {
+    pub(crate) case: Case,
     pub(crate) streams: u32,
-    pub(crate) peers: Vec<IdlePeer>,
+    pub(crate) peers: Vec<Part<IdleRound, IdleSummary>>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct IdlePeer {
-    pub(crate) peer: String,
-    pub(crate) rounds: Vec<IdleRound>,
-    pub(crate) summary: Option<IdleSummary>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct IdleRound {
     pub(crate) round: u32,
     pub(crate) rss_before_mib: f64,
@@ -117,7 +138,7 @@ pub(crate) struct IdleRound {
     pub(crate) open_seconds: f64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct IdleSummary {
     pub(crate) kib_per_stream: Spread,
     pub(crate) rss_open_mib: Spread,
@@ -143,95 +164,108 @@ pub(crate) enum Verdict {
     NotMeasured,
 }
 
-impl CaseResult {
-    pub(crate) fn new(case: Case, rounds: Vec<(&'static str, Vec<Round>)>, bases: &[&str]) -> Self {
-        let cpu = |rounds: &[Round]| rounds.iter().map(|round| (round.round, round.cpu_us)).collect();
-        let base_cpu: Vec<(&str, Vec<(u32, f64)>)> = rounds
-            .iter()
-            .filter(|(peer, _)| bases.contains(peer))
-            .map(|(peer, rounds)| (*peer, cpu(rounds)))
-            .collect();
-        let peers = rounds.into_iter().map(|(peer, rounds)| PeerResult {
-            peer: peer.to_owned(),
-            summary: summary(&rounds, ratios(&cpu(&rounds), &base_cpu)),
-            rounds,
-        });
-        Self {
-            case,
-            connections: case.connections(),
-            request_bytes: case.body().len(),
-            answer_bytes: case.answer_len(),
-            peers: peers.collect(),
+impl Results {
+    pub(crate) fn parse(json: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
         }
+        let Version { format } = serde_json::from_str(json).context("not a result file")?;
+        ensure!(format == FORMAT, "a result file of format {format}, not {FORMAT}\nhint: run it again");
+        serde_json::from_str(json).context("not a result file")
+    }
+
+    /// Works out everything that follows from the rounds: summaries, ratios and bars.
+    pub(crate) fn derive(&mut self) {
+        for result in &mut self.cases {
+            let bases = bases(&result.peers, |round| (round.round, round.cpu_us));
+            for part in &mut result.peers {
+                part.summary = summary(&part.rounds, &bases);
+            }
+        }
+        for result in &mut self.idle {
+            let bases = bases(&result.peers, |round| (round.round, round.kib_per_stream));
+            for part in &mut result.peers {
+                part.summary = idle_summary(&part.rounds, &bases);
+            }
+        }
+        self.bars = self.judge();
+    }
+
+    /// Judges Backstop's medians.
+    fn judge(&self) -> Vec<Bar> {
+        let cpu = |case: Case, base: &str| {
+            let result = self.cases.iter().find(|result| result.case == case)?;
+            let backstop = result.peers.iter().find(|part| part.peer == "backstop")?;
+            Some(backstop.summary.as_ref()?.cpu_ratio.get(base)?.median)
+        };
+        let memory = || {
+            let result = self.idle.iter().find(|result| result.case == Case::Idle9000)?;
+            let backstop = result.peers.iter().find(|part| part.peer == "backstop")?;
+            Some(backstop.summary.as_ref()?.kib_per_stream.median)
+        };
+        let open = self.idle.iter().find(|result| result.case == Case::Idle9000);
+        let open = open.map_or(Case::Idle9000.connections(), |result| result.streams);
+        vec![
+            Bar::new("CPU per small chat completion", 1.3, "× bare", cpu(Case::Plain, "bare")),
+            Bar::new("CPU per small chat completion", 0.5, "× vllm-router", cpu(Case::Plain, "vllm-router")),
+            Bar::new("CPU per stream of 100 chunks", 1.3, "× bare", cpu(Case::Sse100, "bare")),
+            Bar::new(&format!("Memory per stream, {open} open"), 24.0, "KiB", memory()),
+        ]
     }
 }
 
-fn summary(rounds: &[Round], cpu_ratio: BTreeMap<String, Spread>) -> Option<Summary> {
+impl<R, S> Part<R, S> {
+    pub(crate) fn new(peer: &str, connections: u32) -> Self {
+        Self { peer: peer.to_owned(), connections, absent: None, rounds: Vec::new(), summary: None }
+    }
+
+    /// Figures of a peer that went wrong are not to be trusted, and are not kept.
+    pub(crate) fn fail(&mut self, what: &str) {
+        self.rounds.clear();
+        self.absent = Some(format!("failed: {what}"));
+    }
+}
+
+type Values = Vec<(u32, f64)>;
+
+/// The figures that ratios are taken to, by round.
+fn bases<R, S>(peers: &[Part<R, S>], value: fn(&R) -> (u32, f64)) -> Vec<(String, Values)> {
+    let bases = peers.iter().filter(|part| BASES.contains(&part.peer.as_str()));
+    bases.map(|part| (part.peer.clone(), part.rounds.iter().map(value).collect())).collect()
+}
+
+fn ratios(values: &[(u32, f64)], bases: &[(String, Values)]) -> BTreeMap<String, Spread> {
+    let ratio = |base: &[(u32, f64)]| Spread::of_ratios(values, base);
+    bases.iter().filter_map(|(name, base)| Some((name.clone(), ratio(base)?))).collect()
+}
+
+fn summary(rounds: &[Round], bases: &[(String, Values)]) -> Option<Summary> {
     let spread = |field: fn(&Round) -> f64| Spread::of(rounds.iter().map(field));
+    let latency = |field: fn(&Latency) -> f64| {
+        Spread::of(rounds.iter().filter_map(|round| round.latency.as_ref()).map(field))
+    };
+    let values: Values = rounds.iter().map(|round| (round.round, round.cpu_us)).collect();
     Some(Summary {
         cpu_us: spread(|round| round.cpu_us)?,
         rate: spread(|round| round.rate)?,
-        p50_us: spread(|round| round.p50_us)?,
-        p99_us: spread(|round| round.p99_us)?,
+        p50_us: latency(|latency| latency.p50_us),
+        p99_us: latency(|latency| latency.p99_us),
         rss_mib: spread(|round| round.rss_mib)?,
         peak_rss_mib: spread(|round| round.peak_rss_mib)?,
-        cpu_ratio,
+        cpu_ratio: ratios(&values, bases),
     })
 }
 
-impl IdleResult {
-    pub(crate) fn new(streams: u32, rounds: Vec<(&'static str, Vec<IdleRound>)>, bases: &[&str]) -> Self {
-        let memory =
-            |rounds: &[IdleRound]| rounds.iter().map(|round| (round.round, round.kib_per_stream)).collect();
-        let base_memory: Vec<(&str, Vec<(u32, f64)>)> = rounds
-            .iter()
-            .filter(|(peer, _)| bases.contains(peer))
-            .map(|(peer, rounds)| (*peer, memory(rounds)))
-            .collect();
-        let peers = rounds.into_iter().map(|(peer, rounds)| IdlePeer {
-            peer: peer.to_owned(),
-            summary: idle_summary(&rounds, ratios(&memory(&rounds), &base_memory)),
-            rounds,
-        });
-        Self { streams, peers: peers.collect() }
-    }
-}
-
-fn idle_summary(rounds: &[IdleRound], memory_ratio: BTreeMap<String, Spread>) -> Option<IdleSummary> {
+fn idle_summary(rounds: &[IdleRound], bases: &[(String, Values)]) -> Option<IdleSummary> {
     let spread = |field: fn(&IdleRound) -> f64| Spread::of(rounds.iter().map(field));
+    let values: Values = rounds.iter().map(|round| (round.round, round.kib_per_stream)).collect();
     Some(IdleSummary {
         kib_per_stream: spread(|round| round.kib_per_stream)?,
         rss_open_mib: spread(|round| round.rss_open_mib)?,
         open_seconds: spread(|round| round.open_seconds)?,
-        memory_ratio,
+        memory_ratio: ratios(&values, bases),
     })
-}
-
-fn ratios(values: &[(u32, f64)], bases: &[(&str, Vec<(u32, f64)>)]) -> BTreeMap<String, Spread> {
-    let ratio = |base: &[(u32, f64)]| Spread::of_ratios(values, base);
-    bases.iter().filter_map(|(name, base)| Some(((*name).to_owned(), ratio(base)?))).collect()
-}
-
-impl Results {
-    /// Judges Backstop's medians.
-    pub(crate) fn judge(&mut self) {
-        const RATIO: f64 = 1.3;
-        const KIB: f64 = 24.0;
-        let cpu = |case: Case| {
-            let result = self.cases.iter().find(|result| result.case == case)?;
-            let peer = result.peers.iter().find(|peer| peer.peer == "backstop")?;
-            Some(peer.summary.as_ref()?.cpu_ratio.get("bare")?.median)
-        };
-        let idle = || {
-            let peer = self.idle.as_ref()?.peers.iter().find(|peer| peer.peer == "backstop")?;
-            Some(peer.summary.as_ref()?.kib_per_stream.median)
-        };
-        self.bars = vec![
-            Bar::new("CPU per small chat completion", RATIO, "× bare", cpu(Case::Plain)),
-            Bar::new("CPU per stream of 100 chunks", RATIO, "× bare", cpu(Case::Sse100)),
-            Bar::new("Memory per open stream", KIB, "KiB", idle()),
-        ];
-    }
 }
 
 impl Bar {

@@ -1,56 +1,72 @@
-//! One run: every case, every peer, in interleaved rounds.
+//! One run: every case, every peer, in interleaved rounds. A peer that fails is out of the case, not the run.
+
+mod cpu;
+mod memory;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::child::{self, Scratch, Split};
-use crate::idle::Fleet;
-use crate::load::{self, Case, Prober};
+use crate::load::Case;
 use crate::measure::{Machine, utc_now};
-use crate::peer::{self, Absence, BASES, PEERS, Peer, Running, Site, Tools};
-use crate::results::{CaseResult, FORMAT, IdleResult, IdleRound, Parameters, PeerInfo, Results, Round};
+use crate::peer::roster::PEERS;
+use crate::peer::{self, Peer, Running, Site, Tools};
+use crate::results::{FORMAT, Failure, Parameters, Part, PeerInfo, Results};
+
+const MIB: f64 = 1024.0; // in KiB
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The Backstop program; without it the other peers are measured alone
     #[arg(long, default_value = "target/release/backstop")]
     backstop: PathBuf,
+    /// Where `scripts/install_peers` has put the peers that are Python packages
+    #[arg(long, default_value = ".venv-peers")]
+    environments: PathBuf,
     /// Result file
     #[arg(long, default_value = "bench/results/latest.json")]
     pub(crate) out: PathBuf,
-    /// Peers to measure: `bare`, `nginx`, `backstop`
-    #[arg(long, value_delimiter = ',', default_value = "bare,nginx,backstop")]
+    /// Peers to measure, of `bare`, `nginx`, `haproxy`, `backstop`, `vllm-router`, `sglang-router`, `litellm`
+    /// [default: all]
+    #[arg(long, value_delimiter = ',', hide_default_value = true, default_values_t = all_peers())]
     peers: Vec<String>,
     /// Cases to measure
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "plain,sse100,idle")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "plain,sse100,paced,idle1000,idle9000")]
     cases: Vec<Case>,
-    /// Worker threads (nginx: processes) of each peer
+    /// Worker threads (nginx, LiteLLM: processes) of each peer
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Rounds per peer and case [default: 5, quick: 2]
+    /// Rounds per peer of the cases `plain` and `sse100` [default: 5, quick: 2]
     #[arg(long)]
     rounds: Option<u32>,
-    /// Seconds per round [default: 5, quick: 1]
+    /// Seconds of such a round [default: 3, quick: 1]
     #[arg(long)]
     seconds: Option<u64>,
-    /// Open streams of the idle case [default: 9000, quick: 500]
+    /// Rounds per peer of the case `paced` [default: 3, quick: 1]
     #[arg(long)]
-    idle_streams: Option<u32>,
-    /// Rounds of the idle case [default: 3, quick: 1]
+    paced_rounds: Option<u32>,
+    /// Seconds of such a round, streams being open already [default: 5, quick: 1]
+    #[arg(long)]
+    paced_seconds: Option<u64>,
+    /// Rounds per peer of the idle cases [default: 2, quick: 1]
     #[arg(long)]
     idle_rounds: Option<u32>,
-    /// Seconds between the tokens of an idle stream [default: 10, quick: 2]
+    /// Seconds between the tokens of an idle stream [default: 5, quick: 2]
     #[arg(long)]
     idle_interval: Option<u64>,
     /// Let the scheduler place all processes; else each worker of a proxy has a processor of its own
     #[arg(long)]
     no_pin: bool,
-    /// A short run, to see that everything works
+    /// A short run with a tenth of the streams, to see that everything works
     #[arg(long)]
     quick: bool,
+}
+
+fn all_peers() -> Vec<String> {
+    PEERS.iter().map(|peer| peer.name.to_owned()).collect()
 }
 
 impl Args {
@@ -62,17 +78,22 @@ impl Args {
             pinned: false,
             threads: self.threads.max(1),
             rounds: self.rounds.unwrap_or(pick_small(5, 2)).max(1),
-            seconds: self.seconds.unwrap_or(pick(5, 1)).max(1),
-            idle_streams: self.idle_streams.unwrap_or(pick_small(9_000, 500)).max(1),
-            idle_rounds: self.idle_rounds.unwrap_or(pick_small(3, 1)).max(1),
-            idle_interval_seconds: self.idle_interval.unwrap_or(pick(10, 2)).max(1),
+            seconds: self.seconds.unwrap_or(pick(3, 1)).max(1),
+            paced_rounds: self.paced_rounds.unwrap_or(pick_small(3, 1)).max(1),
+            paced_seconds: self.paced_seconds.unwrap_or(pick(5, 1)).max(1),
+            paced_interval_ms: 50,
+            idle_rounds: self.idle_rounds.unwrap_or(pick_small(2, 1)).max(1),
+            idle_interval_seconds: self.idle_interval.unwrap_or(pick(5, 2)).max(1),
         }
     }
 }
 
 pub(crate) async fn run(args: &Args) -> Result<Results> {
     let machine = Machine::read()?;
-    let wrk = peer::find_program("wrk").context("`wrk` is not here\nhint: apt-get install wrk")?;
+    let wrk = peer::find_program("wrk");
+    if wrk.is_none() && args.cases.iter().any(|case| case.is_closed_loop()) {
+        bail!("`wrk` is not here\nhint: apt-get install wrk, or name other cases with `--cases`");
+    }
     let mut parameters = args.parameters();
     let split = if args.no_pin { Split::default() } else { Split::new(parameters.threads) };
     split.apply()?;
@@ -82,22 +103,25 @@ pub(crate) async fn run(args: &Args) -> Result<Results> {
         split,
         descriptors: child::raise_descriptor_limit(),
         scratch: Scratch::new()?,
-        wrk,
+        wrk: wrk.unwrap_or_default(),
         peers: Vec::new(),
         infos: Vec::new(),
         versions: BTreeMap::new(),
-        problems: Vec::new(),
+        failures: Vec::new(),
         notes: Vec::new(),
     };
     runner.choose_peers(args)?;
-    let (mut cases, mut idle) = (Vec::new(), None);
+    let (mut cases, mut idle) = (Vec::new(), Vec::new());
     for case in &args.cases {
         match case {
-            Case::Plain | Case::Sse100 => cases.push(runner.closed_loop(*case).await?),
-            Case::Idle => idle = Some(runner.idle().await?),
+            Case::Plain | Case::Sse100 | Case::Paced => cases.push(runner.cpu(*case).await?),
+            Case::Idle1000 | Case::Idle9000 => idle.push(runner.memory(*case).await?),
         }
     }
-    Ok(runner.finish(machine, cases, idle))
+    let mut results = runner.finish(machine);
+    (results.cases, results.idle) = (cases, idle);
+    results.derive();
+    Ok(results)
 }
 
 /// What all cases of a run share.
@@ -106,21 +130,21 @@ struct Runner {
     split: Split,
     descriptors: u64,
     scratch: Scratch,
+    /// Empty if no case needs it.
     wrk: PathBuf,
     peers: Vec<(&'static Peer, PathBuf)>,
     infos: Vec<PeerInfo>,
     versions: BTreeMap<String, String>,
-    problems: Vec<String>,
+    failures: Vec<Failure>,
     notes: Vec<String>,
 }
 
 impl Runner {
     fn choose_peers(&mut self, args: &Args) -> Result<()> {
-        let tools = Tools { backstop: args.backstop.clone() };
+        let tools = Tools { backstop: args.backstop.clone(), environments: args.environments.clone() };
         for name in &args.peers {
             let Some(peer) = PEERS.iter().find(|peer| peer.name == *name) else {
-                let known: Vec<&str> = PEERS.iter().map(|peer| peer.name).collect();
-                bail!("no peer is named `{name}`\nhint: one of {}", known.join(", "));
+                bail!("no peer is named `{name}`\nhint: one of {}", all_peers().join(", "));
             };
             let mut skipped = None;
             match peer.program(&tools) {
@@ -130,62 +154,58 @@ impl Runner {
                     }
                     self.peers.push((peer, program));
                 }
-                Err(error) if peer.absence == Absence::Fails => return Err(error),
+                Err(error) if peer.is_needed() => return Err(error),
                 Err(error) => {
                     eprintln!("skipping a peer: {error:#}");
-                    skipped = Some("not built".to_owned());
+                    skipped = Some("not installed".to_owned());
                 }
             }
-            self.infos.push(PeerInfo { name: name.clone(), about: peer.about.to_owned(), skipped });
+            self.infos.push(PeerInfo {
+                name: name.clone(),
+                about: peer.about.to_owned(),
+                setup: peer.setup(self.parameters.threads, Case::Paced.connections()),
+                skipped,
+            });
         }
         Ok(())
     }
 
-    /// Something that makes the run invalid.
-    fn problem(&mut self, case: Case, peer: &str, what: &str) {
-        let problem = format!("{}, {peer}: {what}", case.name());
-        eprintln!("  problem: {problem}");
-        self.problems.push(problem);
+    /// Takes a peer out of a case: its figures there are not to be trusted.
+    fn fail<R, S>(&mut self, case: Case, part: &mut Part<R, S>, error: &anyhow::Error) {
+        let what = format!("{error:#}");
+        eprintln!("{:8} {:13} failed: {what}", case.name(), part.peer);
+        part.fail(&what);
+        self.failures.push(Failure { case, peer: part.peer.clone(), what });
     }
 
-    /// All peers stay up; only the one whose turn it is gets requests.
-    async fn closed_loop(&mut self, case: Case) -> Result<CaseResult> {
-        let (_upstream, upstream) = peer::start_upstream(self.scratch.path(), 0).await?;
-        let mut running = Vec::new();
-        for (peer, program) in self.peers.clone() {
-            match self.start(peer, &program, upstream, case).await {
-                Ok(peer) => running.push((peer, Vec::new())),
-                Err(error) => self.problem(case, peer.name, &format!("{error:#}")),
-            }
+    /// Connections or streams of a case; a proxy needs two descriptors for each and some to spare, and the
+    /// loader one port of the ephemeral range.
+    fn connections(&mut self, case: Case) -> u32 {
+        const EPHEMERAL: u32 = 25_000;
+        const SPARE: u64 = 1_256;
+        let asked = case.connections();
+        if case.is_closed_loop() {
+            return asked;
         }
-        for (peer, _) in &running {
-            // Pools fill and allocators settle; not counted.
-            if let Err(error) = load::drive(&self.wrk, self.scratch.path(), case, peer.port, 1).await {
-                self.problem(case, peer.name, &format!("warm-up: {error:#}"));
-            }
+        let asked = if self.parameters.quick { asked / 10 } else { asked };
+        let by_descriptors = self.descriptors.saturating_sub(SPARE) / 2;
+        let possible = u32::try_from(by_descriptors).unwrap_or(EPHEMERAL).clamp(1, EPHEMERAL);
+        if possible < asked {
+            let limit = self.descriptors;
+            self.notes.push(format!(
+                "{possible} streams instead of {asked}: the limit here is {limit} descriptors per process"
+            ));
         }
-        for round in 0..self.parameters.rounds {
-            for (peer, rounds) in &mut running {
-                match self.round(peer, case, round).await {
-                    Ok(result) => rounds.push(result),
-                    Err(error) => self.problem(case, peer.name, &format!("{error:#}")),
-                }
-            }
-        }
-        for (peer, _) in &running {
-            if let Err(error) = Prober::new(peer.port).check(case).await {
-                self.problem(case, peer.name, &format!("wrong answer after the rounds: {error:#}"));
-            }
-        }
-        let rounds = running.into_iter().map(|(peer, rounds)| (peer.name, rounds)).collect();
-        Ok(CaseResult::new(case, rounds, &BASES))
+        asked.min(possible)
     }
 
-    async fn start(&self, peer: &Peer, program: &Path, upstream: u16, case: Case) -> Result<Running> {
-        let connections = match case {
-            Case::Idle => self.idle_streams() as usize,
-            Case::Plain | Case::Sse100 => case.connections(),
-        };
+    async fn start(
+        &self,
+        (peer, program): &(&'static Peer, PathBuf),
+        upstream: u16,
+        case: Case,
+        connections: u32,
+    ) -> Result<Running> {
         let site = Site {
             directory: self.scratch.path(),
             port: child::free_port()?,
@@ -198,126 +218,38 @@ impl Runner {
         peer.start(program, &site, case).await
     }
 
-    async fn round(&mut self, peer: &Running, case: Case, round: u32) -> Result<Round> {
-        const MIB: f64 = 1024.0;
-        let before = peer.usage()?;
-        let seconds = self.parameters.seconds;
-        let outcome = load::drive(&self.wrk, self.scratch.path(), case, peer.port, seconds).await?;
-        let after = peer.usage()?;
-        if let Some(problem) = outcome.problem(case) {
-            self.problem(case, peer.name, &format!("round {}: {problem}", round + 1));
+    /// Between two tokens of a stream; zero for streams that come at once.
+    fn pace(&self, case: Case) -> Duration {
+        match case {
+            Case::Plain | Case::Sse100 => Duration::ZERO,
+            Case::Paced => Duration::from_millis(self.parameters.paced_interval_ms),
+            Case::Idle1000 | Case::Idle9000 => Duration::from_secs(self.parameters.idle_interval_seconds),
         }
-        if outcome.requests == 0 {
-            bail!("round {} has no figures", round + 1);
-        }
-        let cpu_seconds = after.cpu_seconds - before.cpu_seconds;
-        let result = Round {
-            round,
-            requests: outcome.requests,
-            errors: outcome.errors(),
-            seconds: outcome.seconds(),
-            cpu_seconds,
-            cpu_us: cpu_seconds * 1e6 / outcome.requests as f64,
-            rate: outcome.requests as f64 / outcome.seconds(),
-            p50_us: outcome.p50_us,
-            p99_us: outcome.p99_us,
-            rss_mib: after.rss_kib as f64 / MIB,
-            peak_rss_mib: after.peak_rss_kib as f64 / MIB,
-        };
-        eprintln!(
-            "{:7} {:9} round {}: {:8.1} us CPU each, {:6.0}/s, p99 {:.0} us",
-            case.name(),
-            peer.name,
-            round + 1,
-            result.cpu_us,
-            result.rate,
-            result.p99_us
-        );
-        Ok(result)
     }
 
-    /// A proxy needs two descriptors per stream, and the loader one port of the ephemeral range.
-    fn idle_streams(&self) -> u32 {
-        const EPHEMERAL: u32 = 25_000;
-        let by_descriptors = self.descriptors.saturating_sub(256) / 2;
-        self.parameters
-            .idle_streams
-            .min(EPHEMERAL)
-            .min(u32::try_from(by_descriptors).unwrap_or(EPHEMERAL))
-            .max(1)
-    }
-
-    /// Each round takes a fresh process: an allocator that keeps memory would hide the cost of the next.
-    async fn idle(&mut self) -> Result<IdleResult> {
-        let streams = self.idle_streams();
-        if streams < self.parameters.idle_streams {
-            let asked = self.parameters.idle_streams;
-            let limit = self.descriptors;
-            self.notes.push(format!(
-                "{streams} idle streams instead of {asked}: the limit here is {limit} descriptors per process"
-            ));
-        }
-        let mut rounds: Vec<_> = self.peers.iter().map(|(peer, _)| (peer.name, Vec::new())).collect();
-        for round in 0..self.parameters.idle_rounds {
-            for (index, (peer, program)) in self.peers.clone().into_iter().enumerate() {
-                match self.idle_round(peer, &program, streams, round).await {
-                    Ok(result) => rounds[index].1.push(result),
-                    Err(error) => self.problem(Case::Idle, peer.name, &format!("{error:#}")),
-                }
-            }
-        }
-        Ok(IdleResult::new(streams, rounds, &BASES))
-    }
-
-    async fn idle_round(&self, peer: &Peer, program: &Path, streams: u32, round: u32) -> Result<IdleRound> {
-        const MIB: f64 = 1024.0;
-        let pace = self.parameters.idle_interval_seconds;
-        let (_upstream, upstream) = peer::start_upstream(self.scratch.path(), pace).await?;
-        let running = self.start(peer, program, upstream, Case::Idle).await?;
-        let before = running.usage()?.rss_kib as f64;
-        let begun = Instant::now();
-        let fleet = Fleet::open(running.port, streams).await?;
-        let open_seconds = begun.elapsed().as_secs_f64();
-        fleet.second_token(Duration::from_secs(pace)).await?;
-        let open = running.usage()?.rss_kib as f64;
-        let result = IdleRound {
-            round,
-            rss_before_mib: before / MIB,
-            rss_open_mib: open / MIB,
-            kib_per_stream: (open - before) / f64::from(streams),
-            open_seconds,
-        };
-        eprintln!(
-            "idle    {:9} round {}: {:8.2} KiB per stream, {streams} streams open in {open_seconds:.1} s",
-            peer.name,
-            round + 1,
-            result.kib_per_stream
-        );
-        Ok(result)
-    }
-
-    fn finish(mut self, machine: Machine, cases: Vec<CaseResult>, idle: Option<IdleResult>) -> Results {
+    fn finish(mut self, machine: Machine) -> Results {
         let mut add = |name: &str, version: Option<String>| {
             self.versions.extend(version.map(|version| (name.to_owned(), version)));
         };
         add("wrk", peer::version(&self.wrk, "-v"));
         add("rustc", Some(env!("BENCH_RUSTC").to_owned()).filter(|version| !version.is_empty()));
         add("backstop-bench", Some(env!("CARGO_PKG_VERSION").to_owned()));
-        let mut results = Results {
+        let matters = |name: &str| {
+            PEERS.iter().any(|peer| peer.name == name && (peer.is_needed() || name == "backstop"))
+        };
+        Results {
             format: FORMAT,
             date: utc_now(),
-            valid: self.problems.is_empty(),
-            problems: self.problems,
+            valid: !self.failures.iter().any(|failure| matters(&failure.peer)),
+            failures: self.failures,
             notes: self.notes,
             machine,
             versions: self.versions,
             parameters: self.parameters,
             peers: self.infos,
-            cases,
-            idle,
+            cases: Vec::new(),
+            idle: Vec::new(),
             bars: Vec::new(),
-        };
-        results.judge();
-        results
+        }
     }
 }

@@ -20,9 +20,9 @@ pub(crate) const TOKEN: &str = " token";
 pub(crate) struct Args {
     #[arg(long)]
     listen: SocketAddr,
-    /// Seconds between the tokens of an endless stream; 0 sends 100 chunks at once
+    /// Milliseconds between the tokens of an endless stream; 0 sends 100 chunks at once
     #[arg(long, default_value_t = 0)]
-    pace_seconds: u64,
+    pace_ms: u64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     runtime.block_on(async {
         let listener = listen(args.listen)?;
         let answers = Arc::new(Answers::new());
-        let pace = (args.pace_seconds > 0).then(|| Duration::from_secs(args.pace_seconds));
+        let pace = (args.pace_ms > 0).then(|| Duration::from_millis(args.pace_ms));
         loop {
             let (stream, _) = listener.accept().await?;
             let answers = Arc::clone(&answers);
@@ -98,6 +98,11 @@ pub(crate) fn chat_len() -> usize {
 /// Bytes of a whole stream's events, transfer coding not counted.
 pub(crate) fn stream_len() -> usize {
     role().len() + token().len() * (CHUNKS - 2) + finish().len() + DONE.len()
+}
+
+/// Bytes of one chunk that holds a token, transfer coding not counted.
+pub(crate) fn token_len() -> usize {
+    token().len()
 }
 
 fn role() -> String {
