@@ -129,8 +129,8 @@ fn method(page: &mut String, results: &Results) {
              - Memory of open streams, rounds: {idle_rounds}, each with a fresh process of the proxy. Memory per \
              stream is RSS after every stream has had two tokens, sent {interval} s apart, less RSS before the \
              first, divided by the streams. Socket buffers in the kernel are not in it.\n\
-             - A proxy that dies, answers wrongly, leaves out or cuts short an answer or can't keep up with the \
-             chunks has failed that case and has no figures there. If it is Backstop, bare or nginx, the run is \
+             - A proxy that dies, answers wrongly, leaves out or cuts short an answer or passes on less than half of \
+             the chunks in time has failed that case and has no figures there. If it is Backstop, bare or nginx, the run is \
              marked as not valid.",
             placing = if parameters.pinned { PINNED } else { "The scheduler places all processes." },
             threads = parameters.threads,

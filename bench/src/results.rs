@@ -199,13 +199,14 @@ impl Results {
             let backstop = result.peers.iter().find(|part| part.peer == "backstop")?;
             Some(backstop.summary.as_ref()?.cpu_ratio.get(base)?.median)
         };
+        let open = Case::Idle9000.connections();
         let memory = || {
-            let result = self.idle.iter().find(|result| result.case == Case::Idle9000)?;
+            // With fewer streams the cost of the first ones weighs too much.
+            let full = |result: &&IdleResult| result.case == Case::Idle9000 && result.streams == open;
+            let result = self.idle.iter().find(full)?;
             let backstop = result.peers.iter().find(|part| part.peer == "backstop")?;
             Some(backstop.summary.as_ref()?.kib_per_stream.median)
         };
-        let open = self.idle.iter().find(|result| result.case == Case::Idle9000);
-        let open = open.map_or(Case::Idle9000.connections(), |result| result.streams);
         vec![
             Bar::new("CPU per small chat completion", 1.3, "× bare", cpu(Case::Plain, "bare")),
             Bar::new("CPU per small chat completion", 0.5, "× vllm-router", cpu(Case::Plain, "vllm-router")),

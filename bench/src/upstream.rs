@@ -10,10 +10,12 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::MissedTickBehavior;
 
 /// Chunks of a stream, `[DONE]` not counted.
 pub(crate) const CHUNKS: usize = 100;
-/// In every token's text and nowhere else.
+/// In every token's text and nowhere else. A digit follows: some proxies take a stream that says the same
+/// a hundred times for a model gone wrong.
 pub(crate) const TOKEN: &str = " token";
 
 #[derive(clap::Args)]
@@ -54,7 +56,8 @@ struct Answers {
     chat: Vec<u8>,
     head: Vec<u8>,
     role: Vec<u8>,
-    token: Vec<u8>,
+    /// Sent in turns.
+    tokens: [Vec<u8>; 10],
     finish: Vec<u8>,
     done: Vec<u8>,
     health: Vec<u8>,
@@ -76,7 +79,7 @@ impl Answers {
                     cache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
                 .to_vec(),
             role: chunk(&role()),
-            token: chunk(&token()),
+            tokens: std::array::from_fn(|index| chunk(&token(index))),
             finish: chunk(&finish()),
             done: [chunk(DONE), b"0\r\n\r\n".to_vec()].concat(),
             health: response("200 OK", "text/plain", ""),
@@ -97,20 +100,21 @@ pub(crate) fn chat_len() -> usize {
 
 /// Bytes of a whole stream's events, transfer coding not counted.
 pub(crate) fn stream_len() -> usize {
-    role().len() + token().len() * (CHUNKS - 2) + finish().len() + DONE.len()
+    role().len() + token_len() * (CHUNKS - 2) + finish().len() + DONE.len()
 }
 
 /// Bytes of one chunk that holds a token, transfer coding not counted.
 pub(crate) fn token_len() -> usize {
-    token().len()
+    token(0).len()
 }
 
 fn role() -> String {
     event(r#"{"role":"assistant","content":""}"#, "null")
 }
 
-fn token() -> String {
-    event(&format!(r#"{{"content":"{TOKEN}"}}"#), "null")
+/// `index` is one digit, so that all are of one length.
+fn token(index: usize) -> String {
+    event(&format!(r#"{{"content":"{TOKEN}{index}"}}"#), "null")
 }
 
 fn finish() -> String {
@@ -158,26 +162,30 @@ async fn converse(mut stream: TcpStream, answers: &Answers, pace: Option<Duratio
 async fn burst(stream: &mut TcpStream, answers: &Answers) -> io::Result<()> {
     stream.write_all(&answers.head).await?;
     stream.write_all(&answers.role).await?;
-    for _ in 0..CHUNKS - 2 {
-        stream.write_all(&answers.token).await?;
+    for token in answers.tokens.iter().cycle().take(CHUNKS - 2) {
+        stream.write_all(token).await?;
         tokio::task::yield_now().await;
     }
     stream.write_all(&answers.finish).await?;
     stream.write_all(&answers.done).await
 }
 
-/// One token now and one each `pace`, until the peer closes.
+/// One token now and one each `pace`, until the peer closes. A token that can't be sent in time is left
+/// out: tokens in a heap would be cheaper for a proxy.
 async fn trickle(stream: &mut TcpStream, answers: &Answers, pace: Duration) -> io::Result<()> {
     stream.write_all(&answers.head).await?;
     stream.write_all(&answers.role).await?;
+    let mut ticks = tokio::time::interval(pace);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut closing = [0; 1];
-    loop {
-        stream.write_all(&answers.token).await?;
+    for token in answers.tokens.iter().cycle() {
         tokio::select! {
-            () = tokio::time::sleep(pace) => {}
+            _ = ticks.tick() => {}
             _ = stream.read(&mut closing) => return Ok(()),
         }
+        stream.write_all(token).await?;
     }
+    Ok(())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

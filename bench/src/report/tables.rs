@@ -30,9 +30,10 @@ pub(super) fn cpu(page: &mut String, result: &CaseResult, parameters: &Parameter
             "Paced streams",
             "chunk",
             format!(
-                "{connections} streams open at once, each with a chunk of {answer_bytes} bytes every {} ms. \
-                 Opening them is not counted.",
-                parameters.paced_interval_ms
+                "{connections} streams open at once, each with a chunk of {answer_bytes} bytes every {} ms, so \
+                 {:.0} chunks per second in all. Opening them is not counted.",
+                parameters.paced_interval_ms,
+                f64::from(*connections) * 1e3 / parameters.paced_interval_ms as f64
             ),
         ),
     };
@@ -55,8 +56,12 @@ pub(super) fn cpu(page: &mut String, result: &CaseResult, parameters: &Parameter
     for part in &result.peers {
         let Some(first) = part.rounds.first().filter(|_| part.connections < *connections) else { continue };
         let unit = if timed { "connections" } else { "streams" };
-        let seconds = first.seconds;
-        let less = format!("{} {unit} and {seconds:.0} s a round", part.connections);
+        let shorter = if timed && first.seconds.round() < parameters.seconds as f64 {
+            format!(" and {:.0} s a round", first.seconds)
+        } else {
+            String::new()
+        };
+        let less = format!("{} {unit}{shorter}", part.connections);
         line(page, format_args!("\n{}: only {less}, since it is slow.", part.peer));
     }
 }

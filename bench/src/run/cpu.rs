@@ -13,8 +13,9 @@ use crate::results::{CaseResult, Latency, Part, Round, Summary};
 
 /// What a proxy may still do for requests that are answered, such as its own accounting.
 const SETTLE: Duration = Duration::from_millis(200);
-/// Share of the chunks sent that must come in time; less shows that the proxy can't keep up.
-const KEPT_UP: f64 = 0.9;
+/// Share of the chunks that must come in time; less shows that the proxy can't keep up. What comes late it
+/// passes on in heaps, which looks cheap. A busy machine alone costs up to a third.
+const KEPT_UP: f64 = 0.5;
 
 /// What one peer did in a round.
 struct Measured {
