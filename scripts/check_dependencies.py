@@ -9,13 +9,17 @@ ALLOWED: dict[str, set[str] | None] = {
     "backstop-core": set(),
     "backstop-openai": set(),
     "backstop-config": {"backstop-core"},
+    "backstop-controller": {"backstop-core", "backstop-config"},
     "backstop-gateway": {"backstop-core", "backstop-openai"},
     "backstop-engine-sim": {"backstop-openai"},
     "backstop": None,
     "backstop-bench": set(),
 }
 # Tests may use more, such as the simulator in place of a model server. The planes stay apart there too.
-APART_IN_TESTS = {"backstop-gateway": {"backstop-config"}}
+APART_IN_TESTS = {
+    "backstop-gateway": {"backstop-config", "backstop-controller"},
+    "backstop-controller": {"backstop-gateway"},
+}
 
 
 def metadata() -> dict:

@@ -2,15 +2,16 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool prints")]
 
-mod admin;
 mod check;
 mod client;
 mod demo;
 mod duration;
-mod endpoint;
+mod key;
 mod log;
-mod reload;
+mod plane;
+mod remote;
 mod serve;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -36,7 +37,12 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     Check(check::Args),
-    Endpoint(endpoint::Args),
+    Endpoint(remote::endpoint::Args),
+    Reload(remote::reload::Args),
+    Config(remote::config::Args),
+    Events(remote::events::Args),
+    Dependency(remote::dependency::Args),
+    Key(key::Args),
     Demo(demo::Args),
     /// Run a simulated model server with seeded faults, for tests and trials
     EngineSim(backstop_engine_sim::SimArgs),
@@ -46,7 +52,12 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(&args),
-        Command::Endpoint(args) => endpoint::run(&args),
+        Command::Endpoint(args) => remote::endpoint::run(&args),
+        Command::Reload(args) => remote::reload::run(&args),
+        Command::Config(args) => remote::config::run(&args),
+        Command::Events(args) => remote::events::run(&args),
+        Command::Dependency(args) => remote::dependency::run(&args),
+        Command::Key(args) => key::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::EngineSim(args) => engine_sim(args),
     };

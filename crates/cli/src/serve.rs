@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use backstop_config::{Config, Intent, Store};
+use backstop_config::{Config, Store};
+use backstop_controller::Control;
 use backstop_gateway::Gateway;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::log::{self, AccessLog, Format};
-use crate::reload::Reloader;
-use crate::{admin, duration};
+use crate::plane::Plane;
+use crate::{duration, watch};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 4096;
@@ -72,18 +73,12 @@ async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<(
     if let Store::Sqlite(path) = config.store() {
         warn!(store = %path.display(), "this release keeps its state in memory only; nothing is stored");
     }
-    info!(listen = %listener.local_addr()?, admin = %admin_listener.local_addr()?, "serving");
-
     let gateway = Arc::new(Gateway::new());
-    gateway.apply(&backstop_config::compile(&config, &Intent::default(), 1));
-    let reloader = Reloader::new(&args.config, content, config, Arc::clone(&gateway))?;
-    let reloading = tokio::spawn(reloader.watch());
-    let admin = admin::router(Arc::clone(&gateway));
-    let controlling = tokio::spawn(async move {
-        if let Err(error) = axum::serve(admin_listener, admin).await {
-            error!(%error, "the control API has ended; traffic goes on");
-        }
-    });
+    let plane = Arc::new(Plane(Arc::clone(&gateway)));
+    let control = Arc::new(Control::start(&args.config, config, plane)?);
+    info!(listen = %listener.local_addr()?, admin = %admin_listener.local_addr()?, "serving");
+    let reloading = tokio::spawn(watch::reload(Arc::clone(&control), content));
+    let controlling = tokio::spawn(backstop_controller::serve(admin_listener, control));
 
     let (stop, hurry) = signals()?;
     let closing = Arc::clone(&gateway);

@@ -3,6 +3,8 @@
 //! The file stays as it is: an [`Intent`] is kept beside it and merged into it. A change names an endpoint by
 //! service, version and URL, and outlives a reload; one whose endpoint the file no longer has waits for it to return.
 
+use std::collections::HashSet;
+
 use backstop_core::table::Duty;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -34,7 +36,8 @@ pub struct EndpointIntent {
 }
 
 /// An endpoint of a configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Place {
     pub service: String,
     pub version: String,
@@ -44,6 +47,7 @@ pub struct Place {
 
 /// What an operator wants of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
     Active,
@@ -153,6 +157,22 @@ impl Intent {
         let added = before.and_then(|index| self.endpoints.remove(index).added);
         self.put(EndpointIntent { place: place.clone(), added, standing }, in_file)?;
         Ok(place)
+    }
+
+    /// The changes that wait: the file has no such endpoint, or no such version to add it to.
+    pub fn pending<'i>(&'i self, config: &Config) -> impl Iterator<Item = &'i EndpointIntent> {
+        let file: HashSet<Place> = endpoints_of(&config.document).map(|(place, _)| place).collect();
+        let merged: HashSet<Place> =
+            endpoints_of(&self.merged(&config.document)).map(|(place, _)| place).collect();
+        self.endpoints.iter().filter(move |change| {
+            let is_removed = change.standing == Standing::Removed;
+            if is_removed { !file.contains(&change.place) } else { !merged.contains(&change.place) }
+        })
+    }
+
+    /// What was changed about the endpoint at `place`.
+    pub fn of(&self, place: &Place) -> Option<&EndpointIntent> {
+        self.endpoints.iter().find(|change| change.place == *place)
     }
 
     /// Keeps a change, unless it says what holds without it.

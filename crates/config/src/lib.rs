@@ -74,6 +74,11 @@ impl Config {
         self.document.admin.tls.as_ref().map(ServerTls::from)
     }
 
+    /// Whether the control API asks for tokens.
+    pub fn has_tokens(&self) -> bool {
+        !self.document.admin.tokens.is_empty()
+    }
+
     pub fn store(&self) -> &Store {
         &self.document.store
     }
@@ -169,6 +174,28 @@ pub fn compile(config: &Config, intent: &Intent, revision: u64) -> TableSpec {
 /// What a key or token is recognised by.
 pub fn digest(secret: &str) -> Digest {
     compile::digest(secret)
+}
+
+/// What `keys[].hash` says of a key.
+///
+/// # Errors
+///
+/// What is wrong with the key: it is sent as a header's value.
+pub fn key_hash(key: &str) -> Result<String, &'static str> {
+    <units::Secret as units::Unit>::parse(key).map_err(|complaint| complaint.what)?;
+    let digits: String = digest(key).0.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("sha256:{digits}"))
+}
+
+/// Whether `text` may be the name of something.
+///
+/// # Errors
+///
+/// What a name looks like.
+pub fn check_name(text: &str) -> Result<(), String> {
+    <units::Name as units::Unit>::parse(text)
+        .map(drop)
+        .map_err(|complaint| format!("`{text}` {}; expected {}", complaint.what, complaint.expected))
 }
 
 /// The JSON schema of the file, for editors. Durations and the like have a `format` of their own.

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 /// One mistake: where it is, what is there, what should be there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Problem {
     /// The file as the caller named it.
     pub file: String,
@@ -94,6 +95,12 @@ impl Problems {
     pub(crate) fn new(mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| (problem.line, problem.column));
         Self(problems)
+    }
+
+    /// A single one, found by somebody else than the reader of the file.
+    pub fn one(file: &str, path: &str, message: String) -> Self {
+        let at = Position { line: 0, column: 0 };
+        Problem::new(file, at, path.to_owned(), message).into()
     }
 
     /// How many there are.

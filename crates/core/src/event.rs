@@ -7,6 +7,7 @@ use crate::status::DependencyState;
 
 /// Something an operator may want to know.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Event {
     /// Grows by one with each event of this process.
     pub id: u64,
@@ -17,6 +18,7 @@ pub struct Event {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum What {
     /// An endpoint changed its state.
@@ -31,7 +33,8 @@ pub enum What {
     Table { revision: u64 },
     /// Somebody changed what is to be served.
     Change {
-        /// Name of the token, `file` for the configuration file, or `local` where there are no tokens.
+        /// Name of the token, `file` for the configuration file, `signal` for SIGHUP, or `local` where there are no
+        /// tokens.
         actor: String,
         /// What was done, such as `drain` or `reload`.
         action: String,
@@ -44,8 +47,27 @@ pub enum What {
     Refused { actor: String, action: String, subject: String, reason: String },
 }
 
+impl What {
+    /// All that [`What::kind`] may say.
+    pub const KINDS: [&str; 7] = ["health", "breaker", "ejected", "dependency", "table", "change", "refused"];
+
+    /// What `event` says in its serialised form.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Health { .. } => "health",
+            Self::Breaker { .. } => "breaker",
+            Self::Ejected { .. } => "ejected",
+            Self::Dependency { .. } => "dependency",
+            Self::Table { .. } => "table",
+            Self::Change { .. } => "change",
+            Self::Refused { .. } => "refused",
+        }
+    }
+}
+
 /// Where an endpoint stands in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EndpointName {
     pub service: String,
     pub version: String,

@@ -7,6 +7,7 @@ use crate::table::Duty;
 
 /// Everything at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Status {
     /// Of the table that serves.
     pub revision: u64,
@@ -17,6 +18,7 @@ pub struct Status {
 
 /// Counts of requests by how they ended, since the process began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Totals {
     /// Requests to the API, health checks not counted.
     pub requests: u64,
@@ -37,6 +39,7 @@ pub struct Totals {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ServiceStatus {
     pub name: String,
     pub stable: String,
@@ -45,12 +48,14 @@ pub struct ServiceStatus {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct VersionStatus {
     pub name: String,
     pub endpoints: Vec<EndpointStatus>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EndpointStatus {
     pub url: String,
     pub state: State,
@@ -73,6 +78,7 @@ pub struct EndpointStatus {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DependencyStatus {
     pub name: String,
     pub state: DependencyState,
@@ -83,6 +89,7 @@ pub struct DependencyStatus {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DependencyState {
     /// Not checked yet.

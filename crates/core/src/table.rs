@@ -152,6 +152,7 @@ pub struct EndpointSpec {
 
 /// What an operator wants an endpoint to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Duty {
     /// Serve, if it can.

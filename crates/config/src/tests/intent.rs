@@ -102,6 +102,21 @@ fn a_file_that_lost_the_others_gets_the_removed_one_back() {
 }
 
 #[test]
+fn changes_wait_for_their_endpoint() {
+    let mut intent = Intent::default();
+    intent.add(&config(), "chat", Some("v2"), &json!({ "url": "http://h:9" })).unwrap();
+    set(&mut intent, None, "http://h:2", Standing::Draining).unwrap();
+    set(&mut intent, None, "http://h:3", Standing::Removed).unwrap();
+    assert_eq!(intent.pending(&config()).count(), 0);
+    let waiting = |text: &str| {
+        let config = read(text).unwrap();
+        intent.pending(&config).map(|change| change.place.url.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(waiting(&TWO.replace("h:2", "h:4").replace("h:3", "h:5")), ["http://h:2", "http://h:3"]);
+    assert_eq!(waiting(&TWO.replace("v2", "v3")), ["http://h:9", "http://h:3"]);
+}
+
+#[test]
 fn what_can_not_be_done_says_why() {
     let mut intent = Intent::default();
     let told = |result: Result<Place, IntentError>| result.unwrap_err().to_string();

@@ -1,0 +1,43 @@
+//! The gateway as the control plane sees it.
+
+use std::sync::Arc;
+
+use backstop_controller::DataPlane;
+use backstop_core::event::{Event, What};
+use backstop_core::status::{DependencyState, Status};
+use backstop_core::table::TableSpec;
+use backstop_gateway::Gateway;
+use tokio::sync::broadcast;
+
+pub(crate) struct Plane(pub(crate) Arc<Gateway>);
+
+impl DataPlane for Plane {
+    fn apply(&self, table: &TableSpec) -> Result<(), String> {
+        self.0.apply(table);
+        Ok(())
+    }
+
+    fn status(&self) -> Status {
+        self.0.status()
+    }
+
+    fn metrics(&self) -> String {
+        self.0.metrics()
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.0.subscribe()
+    }
+
+    fn events_after(&self, id: u64) -> Vec<Event> {
+        self.0.events_after(id)
+    }
+
+    fn emit(&self, what: What) {
+        self.0.emit(what);
+    }
+
+    fn force_dependency(&self, service: Option<&str>, name: &str, state: Option<DependencyState>) -> usize {
+        self.0.force_dependency(service, name, state)
+    }
+}

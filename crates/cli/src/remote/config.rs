@@ -1,0 +1,102 @@
+//! `backstop config`: what a running Backstop serves by.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use saphyr::{Scalar, Yaml, YamlEmitter};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::client::Call;
+use super::{Remote, print_json, text};
+
+/// Show the configuration that a running Backstop serves by
+///
+/// That is its file with all defaults, and with the changes made at run time in it. Secrets are shown as `***`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  backstop config
+  backstop config --json | jq .revision")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Deserialize)]
+struct Effective {
+    revision: u64,
+    file: String,
+    loaded_at: u64,
+    config: Value,
+    changes: Vec<Change>,
+    needs_restart: Vec<String>,
+    last_change: Option<LastChange>,
+}
+
+#[derive(Deserialize)]
+struct Change {
+    service: String,
+    version: String,
+    url: String,
+    standing: String,
+    added: bool,
+    pending: bool,
+}
+
+#[derive(Deserialize)]
+struct LastChange {
+    actor: String,
+    action: String,
+    subject: String,
+    at: u64,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let answer: Value = args.remote.connect()?.json(Call::get("/api/v1/config"))?;
+    if args.remote.json {
+        print_json(&answer)?;
+    } else {
+        print!("{}", page(&serde_json::from_value(answer)?)?);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The configuration as YAML, below what there is to say about it.
+fn page(effective: &Effective) -> anyhow::Result<String> {
+    let Effective { revision, file, loaded_at, .. } = effective;
+    let mut out = format!("# revision {revision}: {file}, read {}\n", text::time(*loaded_at));
+    if let Some(LastChange { actor, action, subject, at }) = &effective.last_change {
+        out += &format!("# last change: {} {actor}: {action} {subject}\n", text::time(*at));
+    }
+    for Change { service, version, url, standing, added, pending } in &effective.changes {
+        let added = if *added { "added, " } else { "" };
+        let waits = if *pending { ", waits: the file has no such endpoint or version" } else { "" };
+        out += &format!("# at run time: {url} of {service}/{version}: {added}{standing}{waits}\n");
+    }
+    if !effective.needs_restart.is_empty() {
+        out += &format!("# waits for a restart: {}\n", effective.needs_restart.join(", "));
+    }
+    let mut text = String::new();
+    YamlEmitter::new(&mut text).dump(&yaml(&effective.config)).context("the answer can't be shown")?;
+    let text = text.strip_prefix("---\n").unwrap_or(&text);
+    Ok(format!("{out}{}\n", text.trim_end()))
+}
+
+fn yaml(value: &Value) -> Yaml<'_> {
+    match value {
+        Value::Null => Yaml::Value(Scalar::Null),
+        Value::Bool(bool) => Yaml::Value(Scalar::Boolean(*bool)),
+        Value::Number(number) => match number.as_i64() {
+            Some(whole) => Yaml::Value(Scalar::Integer(whole)),
+            None => Yaml::Value(Scalar::FloatingPoint(number.as_f64().unwrap_or_default().into())),
+        },
+        Value::String(text) => Yaml::Value(Scalar::String(text.as_str().into())),
+        Value::Array(items) => Yaml::Sequence(items.iter().map(yaml).collect()),
+        Value::Object(map) => Yaml::Mapping(
+            map.iter()
+                .map(|(key, value)| (Yaml::Value(Scalar::String(key.as_str().into())), yaml(value)))
+                .collect(),
+        ),
+    }
+}

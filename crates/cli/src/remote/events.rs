@@ -1,0 +1,164 @@
+//! `backstop events`: what happened.
+
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use backstop_core::event::{EndpointName, Event, What};
+use backstop_core::health::State;
+use backstop_core::status::DependencyState;
+use serde::Deserialize;
+
+use super::client::{Admin, Call};
+use super::table::Paper;
+use super::{Remote, text};
+
+/// Pause before a lost connection is made again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Show what happened: changes of health, changes by operators, what was refused
+///
+/// The last 1,024 events of the running process are kept.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  backstop events --types change,refused    who changed what
+  backstop events --follow                  as it happens, until Ctrl-C
+  backstop events --after 17 --json         one JSON object a line")]
+pub(crate) struct Args {
+    /// Go on with what happens from now on; a lost connection is made again
+    #[arg(short, long)]
+    follow: bool,
+    /// Only those after the event with this number
+    #[arg(long, value_name = "ID")]
+    after: Option<u64>,
+    /// Only these, separated by commas: health, breaker, ejected, dependency, table, change, refused
+    #[arg(long, value_name = "TYPES")]
+    types: Option<String>,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Deserialize)]
+struct Missed {
+    missed: u64,
+}
+
+/// One event of the stream.
+enum Sent {
+    Event(Event),
+    Missed(u64),
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let admin = args.remote.connect()?;
+    let mut last = args.after;
+    let paper = Paper::stdout();
+    let mut seen_one = false;
+    loop {
+        match read(&admin, args, last) {
+            Ok(lines) => {
+                if seen_one && args.follow {
+                    eprintln!("connected again");
+                }
+                seen_one = true;
+                if !print(lines, args.remote.json, paper, &mut last) || !args.follow {
+                    return Ok(ExitCode::SUCCESS);
+                }
+                eprintln!("the connection is lost; trying again");
+            }
+            Err(error) if !seen_one => return Err(error),
+            Err(_) => {}
+        }
+        std::thread::sleep(AGAIN);
+    }
+}
+
+fn read(admin: &Admin, args: &Args, after: Option<u64>) -> anyhow::Result<impl BufRead + use<>> {
+    let call = Call::get("/api/v1/events")
+        .query("after", after)
+        .query("types", args.types.as_ref())
+        .query("follow", (!args.follow).then_some(false));
+    admin.lines(call)
+}
+
+/// Prints events until the stream ends; `false` if nobody reads what is printed.
+fn print(lines: impl BufRead, json: bool, paper: Paper, last: &mut Option<u64>) -> bool {
+    let mut out = std::io::stdout().lock();
+    let mut name = String::new();
+    for line in lines.lines() {
+        let Ok(line) = line else { break };
+        if let Some(event) = line.strip_prefix("event: ") {
+            event.clone_into(&mut name);
+        }
+        if line.is_empty() {
+            name.clear();
+        }
+        let Some(data) = line.strip_prefix("data: ") else { continue };
+        let told = match parse(&name, data) {
+            Some(Sent::Event(event)) => {
+                *last = Some(event.id);
+                if json { writeln!(out, "{data}") } else { writeln!(out, "{}", told(&event, paper.colour)) }
+            }
+            Some(Sent::Missed(missed)) if json => writeln!(out, "{{\"missed\":{missed}}}"),
+            Some(Sent::Missed(missed)) => writeln!(out, "… {missed} events are missing here"),
+            // Of a newer Backstop.
+            None if json => writeln!(out, "{data}"),
+            None => writeln!(out, "? {data}"),
+        };
+        if told.and_then(|()| out.flush()).is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+fn parse(name: &str, data: &str) -> Option<Sent> {
+    if name == "missed" {
+        let Missed { missed } = serde_json::from_str(data).ok()?;
+        return Some(Sent::Missed(missed));
+    }
+    serde_json::from_str(data).ok().map(Sent::Event)
+}
+
+/// One line for people.
+fn told(event: &Event, colour: bool) -> String {
+    let at =
+        |endpoint: &EndpointName| format!("{} of {}/{}", endpoint.url, endpoint.service, endpoint.version);
+    let (what, tone) = match &event.what {
+        What::Health { endpoint, from, to, reason } => {
+            let tone = match to {
+                State::Healthy => Some(AnsiColor::Green),
+                State::Unhealthy => Some(AnsiColor::Red),
+                _ => Some(AnsiColor::Yellow),
+            };
+            (format!("{}: {from} → {to} ({reason})", at(endpoint)), tone)
+        }
+        What::Breaker { endpoint, open } => {
+            let tone = if *open { AnsiColor::Red } else { AnsiColor::Green };
+            (format!("{}: {}", at(endpoint), if *open { "opened" } else { "closed" }), Some(tone))
+        }
+        What::Ejected { endpoint, seconds, reason } => {
+            (format!("{}: for {seconds:.0} s ({reason})", at(endpoint)), Some(AnsiColor::Red))
+        }
+        What::Dependency { service, name, state, reason } => {
+            let (state, tone) = match state {
+                DependencyState::Unknown => ("unknown", None),
+                DependencyState::Up => ("up", Some(AnsiColor::Green)),
+                DependencyState::Down => ("down", Some(AnsiColor::Red)),
+            };
+            (format!("{name} of {service}: {state} ({reason})"), tone)
+        }
+        What::Table { revision } => (format!("revision {revision} serves"), None),
+        What::Change { actor, action, subject, revision } => {
+            (format!("{actor}: {action} {subject} (revision {revision})"), None)
+        }
+        What::Refused { actor, action, subject, reason } => {
+            (format!("{actor}: {action} {subject}: {reason}"), Some(AnsiColor::Red))
+        }
+    };
+    let style = tone.filter(|_| colour).map_or_else(Style::new, |tone| tone.on_default());
+    let kind = format!("{style}{:<10}{style:#}", event.what.kind());
+    format!("{:>5}  {}  {kind}  {what}", event.id, text::time(event.at))
+}

@@ -1,0 +1,484 @@
+//! [`Control`]: the one place where what is to be served changes.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use backstop_config::{Config, Force, Intent, IntentError, Place, Problems, Standing};
+use backstop_core::event::What;
+use backstop_core::status::DependencyState;
+use backstop_core::table::TokenSpec;
+use serde::Serialize;
+use serde_json::Value;
+use tracing::{error, info, warn};
+use utoipa::ToSchema;
+
+use crate::DataPlane;
+use crate::stored::{IntentFile, IntentFileError, Stored};
+
+/// Texts of clients in events are cut at this length: a thousand events are kept.
+const LONGEST_TEXT: usize = 500;
+
+/// Who asks for a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Actor {
+    /// The configuration file has changed.
+    File,
+    /// SIGHUP.
+    Signal,
+    /// Somebody on this machine, where there are no tokens.
+    Local,
+    /// The bearer of the token of this name.
+    Token(String),
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "file",
+            Self::Signal => "signal",
+            Self::Local => "local",
+            Self::Token(name) => name,
+        })
+    }
+}
+
+/// Who changed what to be served last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct LastChange {
+    /// Name of the token, or `file`, `signal` or `local`.
+    pub actor: String,
+    pub action: String,
+    pub subject: String,
+    /// That came of it.
+    pub revision: u64,
+    /// Milliseconds since the Unix epoch.
+    pub at: u64,
+}
+
+/// Why a change was not made. Everything is as it was.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    #[error("this is revision {revision}, not {expected}{}", since(.last.as_deref()))]
+    Conflict { revision: u64, expected: String, last: Option<Box<LastChange>> },
+    #[error("{} in `{file}`, so nothing was changed", count(.problems.len(), "problem"))]
+    Config { file: String, problems: Problems },
+    #[error(transparent)]
+    Intent(IntentError),
+    #[error("the change could not be kept, so it was not made: {path}: {reason}")]
+    NotKept { path: String, reason: String },
+    #[error("the gateway can't serve that: {0}")]
+    DataPlane(String),
+    #[error("this process has handed over to a new one and follows it")]
+    Following,
+}
+
+/// Why there is nothing to begin with.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Intent(#[from] IntentFileError),
+    #[error("the configuration can't be served: {0}")]
+    DataPlane(String),
+}
+
+/// What is served now.
+#[derive(Debug)]
+pub(crate) struct Current {
+    pub(crate) config: Config,
+    pub(crate) intent: Intent,
+    pub(crate) revision: u64,
+    pub(crate) tokens: Vec<TokenSpec>,
+    /// When the file was read, in milliseconds since the Unix epoch.
+    pub(crate) loaded_at: u64,
+    /// Keys whose new values wait for a restart.
+    pub(crate) needs_restart: Vec<&'static str>,
+    pub(crate) last_change: Option<LastChange>,
+}
+
+/// A change that was made, or that was there already.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Changed {
+    pub(crate) revision: u64,
+    pub(crate) place: Place,
+    /// It changed something.
+    pub(crate) changed: bool,
+}
+
+/// A change of one endpoint.
+#[derive(Debug, Clone)]
+pub(crate) enum EndpointChange {
+    Add { service: String, version: Option<String>, definition: Value },
+    Set { service: Option<String>, version: Option<String>, url: String, standing: Standing, force: Force },
+}
+
+impl EndpointChange {
+    pub(crate) fn action(&self) -> &'static str {
+        match self {
+            Self::Add { .. } => "add",
+            Self::Set { standing: Standing::Active, .. } => "restore",
+            Self::Set { standing: Standing::Draining, .. } => "drain",
+            Self::Set { standing: Standing::Isolated, .. } => "isolate",
+            Self::Set { standing: Standing::Removed, .. } => "remove",
+        }
+    }
+
+    fn url(&self) -> &str {
+        match self {
+            Self::Add { definition, .. } => definition["url"].as_str().unwrap_or_default(),
+            Self::Set { url, .. } => url,
+        }
+    }
+
+    fn make(&self, config: &Config, intent: &mut Intent) -> Result<Place, IntentError> {
+        match self {
+            Self::Add { service, version, definition } => {
+                intent.add(config, service, version.as_deref(), definition)
+            }
+            Self::Set { service, version, url, standing, force } => {
+                intent.set(config, service.as_deref(), version.as_deref(), url, *standing, *force)
+            }
+        }
+    }
+}
+
+/// The single owner of {configuration, run-time changes, revision}. Its methods that change something block on
+/// files.
+pub struct Control {
+    data_plane: Arc<dyn DataPlane>,
+    path: PathBuf,
+    stored: IntentFile,
+    /// What a reload can't change.
+    started_with: Config,
+    current: ArcSwap<Current>,
+    /// One change after the other.
+    changing: Mutex<()>,
+    following: AtomicBool,
+}
+
+impl Control {
+    /// Serves `config`, which was read from `path`, with the changes kept in its state directory.
+    ///
+    /// # Errors
+    ///
+    /// The changes can't be read, or the data plane can't serve the outcome.
+    pub fn start(path: &Path, config: Config, data_plane: Arc<dyn DataPlane>) -> Result<Self, StartError> {
+        let stored = IntentFile::in_dir(config.state_dir());
+        let Stored { revision, intent, .. } = stored.read()?;
+        let revision = revision + 1;
+        let table = backstop_config::compile(&config, &intent, revision);
+        data_plane.apply(&table).map_err(StartError::DataPlane)?;
+        for change in intent.pending(&config) {
+            let Place { service, version, url } = &change.place;
+            warn!(
+                service,
+                version,
+                endpoint = url,
+                "a run-time change waits: the configuration has no such endpoint"
+            );
+        }
+        let current = Current {
+            config: config.clone(),
+            intent,
+            revision,
+            tokens: table.tokens,
+            loaded_at: unix_millis(),
+            needs_restart: Vec::new(),
+            last_change: None,
+        };
+        Ok(Self {
+            data_plane,
+            path: path.to_owned(),
+            stored,
+            started_with: config,
+            current: ArcSwap::from_pointee(current),
+            changing: Mutex::default(),
+            following: AtomicBool::new(false),
+        })
+    }
+
+    /// The configuration file.
+    pub fn config_path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file of the run-time changes.
+    pub fn intent_path(&self) -> &Path {
+        self.stored.path()
+    }
+
+    /// Of the table that serves.
+    pub fn revision(&self) -> u64 {
+        self.current.load().revision
+    }
+
+    pub(crate) fn current(&self) -> Arc<Current> {
+        self.current.load_full()
+    }
+
+    pub(crate) fn data_plane(&self) -> &dyn DataPlane {
+        &*self.data_plane
+    }
+
+    /// Reads the file and serves it; the run-time changes stay on top of it. Gives the new revision. `if_match`: only
+    /// if one of these is the revision now.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with the file. The old configuration goes on serving.
+    pub fn reload(&self, actor: &Actor, if_match: Option<&[u64]>) -> Result<u64, Refusal> {
+        let _one_at_a_time = self.lock();
+        let deed = Deed { actor, action: "reload", subject: self.path.display().to_string() };
+        let before = self.current();
+        let current = self
+            .may_change(&before, if_match)
+            .and_then(|()| {
+                let config = self.read_config()?;
+                self.apply(&before, (config, unix_millis()), before.intent.clone(), &deed)
+            })
+            .map_err(|refusal| self.refuse(&deed, refusal))?;
+        info!(%actor, revision = current.revision, "configuration reloaded");
+        if !current.needs_restart.is_empty() {
+            let keys = current.needs_restart.join(", ");
+            warn!(keys, "these keys change only with a restart; the rest is applied");
+        }
+        Ok(current.revision)
+    }
+
+    /// Makes a change of one endpoint: on disk first, then in the data plane.
+    pub(crate) fn change(
+        &self,
+        actor: &Actor,
+        if_match: Option<&[u64]>,
+        change: &EndpointChange,
+    ) -> Result<Changed, Refusal> {
+        let _one_at_a_time = self.lock();
+        let mut deed = Deed { actor, action: change.action(), subject: change.url().to_owned() };
+        let before = self.current();
+        let mut intent = before.intent.clone();
+        let place = self
+            .may_change(&before, if_match)
+            .and_then(|()| change.make(&before.config, &mut intent).map_err(Refusal::Intent))
+            .map_err(|refusal| self.refuse(&deed, refusal))?;
+        if intent.of(&place) == before.intent.of(&place) {
+            return Ok(Changed { revision: before.revision, place, changed: false });
+        }
+        deed.subject = format!("{} of {}/{}", place.url, place.service, place.version);
+        let current =
+            self.keep_and_apply(&before, intent, &deed).map_err(|refusal| self.refuse(&deed, refusal))?;
+        Ok(Changed { revision: current.revision, place, changed: true })
+    }
+
+    /// Sets the state of a dependency, or leaves it to its checks again. Holds until the process ends. Gives how many
+    /// dependencies were meant, and the revision.
+    pub(crate) fn force_dependency(
+        &self,
+        actor: &Actor,
+        if_match: Option<&[u64]>,
+        service: Option<&str>,
+        name: &str,
+        state: Option<DependencyState>,
+    ) -> Result<(usize, u64), Refusal> {
+        let _one_at_a_time = self.lock();
+        let subject = service.map_or_else(|| name.to_owned(), |service| format!("{name} of {service}"));
+        let action = match state {
+            Some(DependencyState::Up) => "force up",
+            Some(DependencyState::Down) => "force down",
+            Some(DependencyState::Unknown) | None => "unforce",
+        };
+        let deed = Deed { actor, action, subject };
+        let current = self.current();
+        self.may_change(&current, if_match).map_err(|refusal| self.refuse(&deed, refusal))?;
+        let meant = self.data_plane.force_dependency(service, name, state);
+        if meant > 0 {
+            self.emit(&deed, current.revision);
+        }
+        Ok((meant, current.revision))
+    }
+
+    /// For a process that has handed over to a new one and only lets its requests end: takes the file and the
+    /// run-time changes as they are now, and makes no changes of its own from here on.
+    pub fn follow(&self) {
+        self.following.store(true, Relaxed);
+        let _one_at_a_time = self.lock();
+        let deed = Deed { actor: &Actor::File, action: "follow", subject: self.path.display().to_string() };
+        let before = self.current();
+        // What of the two can't be read stays as it was.
+        let config = self.read_config().unwrap_or_else(|refusal| {
+            self.refuse(&deed, refusal);
+            before.config.clone()
+        });
+        let intent = self.stored.read().map(|stored| stored.intent).unwrap_or_else(|error| {
+            error!(%error, "the run-time changes stay as they were");
+            before.intent.clone()
+        });
+        if (&config, &intent) == (&before.config, &before.intent) {
+            return;
+        }
+        let loaded_at = if config == before.config { before.loaded_at } else { unix_millis() };
+        if let Err(refusal) = self.apply(&before, (config, loaded_at), intent, &deed) {
+            self.refuse(&deed, refusal);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody else has changed something since the caller looked.
+    fn may_change(&self, before: &Current, if_match: Option<&[u64]>) -> Result<(), Refusal> {
+        if self.following.load(Relaxed) {
+            return Err(Refusal::Following);
+        }
+        match if_match {
+            Some(expected) if !expected.contains(&before.revision) => Err(Refusal::Conflict {
+                revision: before.revision,
+                expected: expected.iter().map(u64::to_string).collect::<Vec<_>>().join(" or "),
+                last: before.last_change.clone().map(Box::new),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn read_config(&self) -> Result<Config, Refusal> {
+        let file = self.path.display().to_string();
+        let config = backstop_config::load(&self.path)
+            .map_err(|problems| Refusal::Config { file: file.clone(), problems })?;
+        // The listener stays where it is until the restart, whatever the file says by now.
+        let listens = self.started_with.admin_listen();
+        if !listens.ip().is_loopback() && !config.has_tokens() {
+            let what = format!(
+                "the control API listens on `{listens}` until the restart, where other machines can reach it, so \
+                 there must be tokens"
+            );
+            return Err(Refusal::Config {
+                file: file.clone(),
+                problems: Problems::one(&file, "admin.tokens", what),
+            });
+        }
+        Ok(config)
+    }
+
+    fn keep_and_apply(
+        &self,
+        before: &Current,
+        intent: Intent,
+        deed: &Deed<'_>,
+    ) -> Result<Arc<Current>, Refusal> {
+        let not_kept = |error: std::io::Error| Refusal::NotKept {
+            path: self.stored.path().display().to_string(),
+            reason: error.to_string(),
+        };
+        self.stored.write(&Stored::new(before.revision + 1, intent.clone())).map_err(not_kept)?;
+        self.apply(before, (before.config.clone(), before.loaded_at), intent, deed).inspect_err(|_| {
+            // As it was, or the next start would find what could not be served.
+            if let Err(error) = self.stored.write(&Stored::new(before.revision, before.intent.clone())) {
+                error!(%error, path = %self.stored.path().display(), "a refused change is still on disk");
+            }
+        })
+    }
+
+    /// Gives the data plane a new table; once it has taken it, that is what is current.
+    fn apply(
+        &self,
+        before: &Current,
+        (config, loaded_at): (Config, u64),
+        intent: Intent,
+        deed: &Deed<'_>,
+    ) -> Result<Arc<Current>, Refusal> {
+        let revision = before.revision + 1;
+        let table = backstop_config::compile(&config, &intent, revision);
+        self.data_plane.apply(&table).map_err(Refusal::DataPlane)?;
+        let now = unix_millis();
+        let current = Arc::new(Current {
+            needs_restart: needs_restart(&self.started_with, &config),
+            config,
+            intent,
+            revision,
+            tokens: table.tokens,
+            loaded_at,
+            last_change: Some(LastChange {
+                actor: deed.actor.to_string(),
+                action: deed.action.to_owned(),
+                subject: cut(&deed.subject),
+                revision,
+                at: now,
+            }),
+        });
+        self.current.store(Arc::clone(&current));
+        self.emit(deed, revision);
+        Ok(current)
+    }
+
+    fn emit(&self, deed: &Deed<'_>, revision: u64) {
+        self.data_plane.emit(What::Change {
+            actor: deed.actor.to_string(),
+            action: deed.action.to_owned(),
+            subject: cut(&deed.subject),
+            revision,
+        });
+    }
+
+    /// Tells everybody who wants to know that a change was refused.
+    fn refuse(&self, deed: &Deed<'_>, refusal: Refusal) -> Refusal {
+        if let Refusal::Config { problems, .. } = &refusal {
+            let count = count(problems.len(), "problem");
+            let (actor, revision) = (deed.actor, self.revision());
+            error!(%actor, revision, "reload refused, the old configuration keeps serving: {count}");
+            for problem in problems {
+                error!("{problem}");
+            }
+        }
+        self.data_plane.emit(What::Refused {
+            actor: deed.actor.to_string(),
+            action: deed.action.to_owned(),
+            subject: cut(&deed.subject),
+            reason: cut(&refusal.to_string()),
+        });
+        refusal
+    }
+}
+
+/// Who does what to what.
+struct Deed<'a> {
+    actor: &'a Actor,
+    action: &'static str,
+    subject: String,
+}
+
+/// The keys that differ and are read only at the start.
+fn needs_restart(started_with: &Config, config: &Config) -> Vec<&'static str> {
+    let differ = [
+        ("listen", started_with.listen() != config.listen()),
+        ("tls", started_with.tls().is_some() != config.tls().is_some()),
+        ("admin.listen", started_with.admin_listen() != config.admin_listen()),
+        ("admin.tls", started_with.admin_tls().is_some() != config.admin_tls().is_some()),
+        ("store", started_with.store() != config.store()),
+        ("state_dir", started_with.state_dir() != config.state_dir()),
+    ];
+    differ.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+}
+
+fn since(last: Option<&LastChange>) -> String {
+    last.map(|last| format!(": since then `{}` did `{}` ({})", last.actor, last.action, last.subject))
+        .unwrap_or_default()
+}
+
+pub(crate) fn count(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_TEXT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,143 @@
+//! How a request to the control API that fails looks: `{"error": {"code", "message", "hint"?, …}}`.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::http::header::{ETAG, WWW_AUTHENTICATE};
+use axum::response::{IntoResponse, Response};
+use backstop_config::{IntentError, Problem, Problems};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::api::etag;
+use crate::control::{LastChange, Refusal};
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    error: ErrorDetail,
+}
+
+/// What is wrong, and what to do about it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorDetail {
+    /// For programs; stays as it is when the message is put better.
+    code: &'static str,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+    /// Of `invalid_config` and `invalid_endpoint`: each mistake with its place.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<Problem>,
+    /// Of `revision_conflict`: the revision now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<u64>,
+    /// Of `revision_conflict`: who changed what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_change: Option<LastChange>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    detail: Box<ErrorDetail>,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        let detail = ErrorDetail {
+            code,
+            message: message.into(),
+            hint: None,
+            problems: Vec::new(),
+            revision: None,
+            last_change: None,
+        };
+        Self { status, detail: Box::new(detail) }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.detail.hint = Some(hint.into());
+        self
+    }
+
+    fn problems(mut self, problems: Problems) -> Self {
+        self.detail.problems = problems.into_iter().collect();
+        self
+    }
+
+    /// The work behind a request panicked.
+    pub(crate) fn internal() -> Self {
+        let message = "the request could not be carried out";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+            .hint("this is a fault of Backstop; its log says more")
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let revision = self.detail.revision;
+        let mut response = (self.status, Json(ErrorBody { error: *self.detail })).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, axum::http::HeaderValue::from_static("Bearer"));
+        }
+        if let Some(revision) = revision {
+            response.headers_mut().insert(ETAG, etag(revision));
+        }
+        response
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let message = refusal.to_string();
+        match refusal {
+            Refusal::Conflict { revision, last, .. } => {
+                let mut error = Self::new(StatusCode::PRECONDITION_FAILED, "revision_conflict", message)
+                    .hint(format!(
+                        "look at what changed (`backstop config`), then ask again with revision {revision}"
+                    ));
+                error.detail.revision = Some(revision);
+                error.detail.last_change = last.map(|last| *last);
+                error
+            }
+            Refusal::Config { problems, .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_config", message).problems(problems)
+            }
+            Refusal::Intent(error) => of_intent(error),
+            Refusal::NotKept { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "not_kept", message)
+                .hint("`state_dir` must be a directory that Backstop may write to, with room in it"),
+            Refusal::DataPlane(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "not_servable", message),
+            Refusal::Following => Self::new(StatusCode::SERVICE_UNAVAILABLE, "handed_over", message)
+                .hint("connect again: the new process answers at the same address"),
+        }
+    }
+}
+
+fn of_intent(error: IntentError) -> ApiError {
+    let message = error.to_string();
+    let (status, code, hint) = match error {
+        IntentError::UnknownService { .. } => (StatusCode::NOT_FOUND, "unknown_service", ""),
+        IntentError::UnknownVersion { .. } => (StatusCode::NOT_FOUND, "unknown_version", ""),
+        IntentError::UnknownEndpoint { .. } => (StatusCode::NOT_FOUND, "unknown_endpoint", ""),
+        IntentError::Ambiguous { .. } => {
+            (StatusCode::CONFLICT, "ambiguous_endpoint", "name `service` and `version` too")
+        }
+        IntentError::Exists(_) => {
+            (StatusCode::CONFLICT, "endpoint_exists", "to let a drained one serve again, restore it")
+        }
+        IntentError::Last(_) => (
+            StatusCode::CONFLICT,
+            "last_endpoint",
+            "add or restore another one first; `force` takes it out all the same, but the very last one of a version \
+             is never removed",
+        ),
+        IntentError::Invalid(problems) => {
+            let message = "the endpoint's definition is not valid";
+            return ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_endpoint", message)
+                .problems(problems);
+        }
+        IntentError::TooMany => (StatusCode::CONFLICT, "too_many_changes", ""),
+    };
+    let error = ApiError::new(status, code, message);
+    if hint.is_empty() { error } else { error.hint(hint) }
+}

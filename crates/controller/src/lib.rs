@@ -1,0 +1,54 @@
+//! Control plane of Backstop: what an operator changes while it runs.
+//!
+//! [`Control`] is the single owner of configuration, run-time changes and revision. Whoever wants a change (the
+//! control API, the file's watcher, a signal) asks it; it checks, keeps and applies, one change after the other, and
+//! a change that fails anywhere leaves everything as it was. The data plane is known only as [`DataPlane`].
+
+mod api;
+mod auth;
+mod control;
+mod error;
+mod extract;
+mod server;
+mod stored;
+
+use backstop_core::event::{Event, What};
+use backstop_core::status::{DependencyState, Status};
+use backstop_core::table::TableSpec;
+use tokio::sync::broadcast;
+
+pub use crate::control::{Actor, Control, LastChange, Refusal, StartError};
+pub use crate::server::serve;
+pub use crate::stored::IntentFileError;
+
+/// What the control plane needs of a gateway.
+pub trait DataPlane: Send + Sync + 'static {
+    /// Serves from `table` from now on.
+    ///
+    /// # Errors
+    ///
+    /// Why it can't be served, such as a certificate file that can't be read. Then the old table goes on serving.
+    fn apply(&self, table: &TableSpec) -> Result<(), String>;
+
+    fn status(&self) -> Status;
+
+    /// All metrics, in Prometheus' text format.
+    fn metrics(&self) -> String;
+
+    /// Events from now on. A subscriber that falls too far behind misses some, and is told so.
+    fn subscribe(&self) -> broadcast::Receiver<Event>;
+
+    /// The kept events after the one with `id`.
+    fn events_after(&self, id: u64) -> Vec<Event>;
+
+    fn emit(&self, what: What);
+
+    /// Sets the state of a dependency against what its checks find; `None` leaves it to them again. Without a service
+    /// all dependencies of that name are meant. Gives how many that were.
+    fn force_dependency(&self, service: Option<&str>, name: &str, state: Option<DependencyState>) -> usize;
+}
+
+/// The document of the control API, in the form of OpenAPI 3.1.
+pub fn openapi() -> serde_json::Value {
+    serde_json::to_value(api::document()).unwrap_or_default()
+}
