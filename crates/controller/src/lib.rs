@@ -11,6 +11,8 @@ mod error;
 mod extract;
 mod server;
 mod stored;
+#[cfg(test)]
+mod tests;
 
 use backstop_core::event::{Event, What};
 use backstop_core::status::{DependencyState, Status};
