@@ -45,7 +45,8 @@ pub(crate) struct Document {
     /// its end). Memory only for now: nothing is persisted in this release.
     #[serde(default = "default_store")]
     pub(crate) store: Store,
-    /// Directory for the cached table and other files. Nothing is persisted in this release.
+    /// Directory for what is to outlast the process: the changes of endpoints made at run time (`intent.json`). Made
+    /// when it is first needed.
     #[serde(default = "default_state_dir")]
     #[schemars(length(min = 1))]
     pub(crate) state_dir: String,

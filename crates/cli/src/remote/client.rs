@@ -75,6 +75,7 @@ struct ErrorBody {
 
 #[derive(Deserialize)]
 struct ErrorDetail {
+    code: String,
     message: String,
     hint: Option<String>,
     #[serde(default)]
@@ -85,6 +86,7 @@ struct ErrorDetail {
 /// A mistake in a configuration.
 #[derive(Deserialize)]
 struct Problem {
+    /// Empty if its place is not to be told.
     file: String,
     line: usize,
     column: usize,
@@ -190,7 +192,11 @@ impl Admin {
             _ => error.hint,
         };
         let mut told = error.message;
-        for problem in &error.problems {
+        for mut problem in error.problems {
+            // A place in the text that we have sent tells nobody anything.
+            if error.code == "invalid_endpoint" {
+                problem.file.clear();
+            }
             told += &format!("\n{problem}");
         }
         if let Some(hint) = hint {
@@ -231,14 +237,18 @@ impl Admin {
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "  {}", self.file)?;
-        if self.line > 0 {
-            write!(f, ":{}:{}", self.line, self.column)?;
+        f.write_str("  ")?;
+        if !self.file.is_empty() {
+            f.write_str(&self.file)?;
+            if self.line > 0 {
+                write!(f, ":{}:{}", self.line, self.column)?;
+            }
+            f.write_str(": ")?;
         }
         if !self.path.is_empty() {
-            write!(f, ": {}", self.path)?;
+            write!(f, "{}: ", self.path)?;
         }
-        write!(f, ": {}", self.message)?;
+        f.write_str(&self.message)?;
         for (what, text) in [("expected", &self.expected), ("hint", &self.hint)] {
             if let Some(text) = text {
                 write!(f, "\n    {what}: {text}")?;

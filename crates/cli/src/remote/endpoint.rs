@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use anstyle::AnsiColor;
 use anyhow::bail;
 use backstop_core::health::State;
-use backstop_core::table::Duty;
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -185,7 +184,6 @@ struct Row {
     version: String,
     url: String,
     state: State,
-    duty: Duty,
     reason: String,
     in_flight: u32,
     requests: u64,
@@ -253,12 +251,6 @@ fn table(rows: &[Row], paper: Paper) -> String {
         let mut why = Vec::new();
         if row.state != State::Healthy {
             why.push(row.reason.as_str());
-        }
-        // Until the state says the same.
-        match (row.duty, row.state) {
-            (Duty::Draining, state) if state != State::Draining => why.push("to drain"),
-            (Duty::Isolated, state) if state != State::Isolated => why.push("to isolate"),
-            _ => {}
         }
         if row.breaker_open {
             why.push("breaker open");
@@ -405,4 +397,68 @@ fn wait_time(text: &str) -> Result<Duration, String> {
         return Err("this is a time; write the URL before `--wait`".to_owned());
     }
     duration::parse(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows() -> Vec<Row> {
+        let row = |url: &str, state, requests, reason: &str| Row {
+            service: "chat".to_owned(),
+            version: "v1".to_owned(),
+            url: url.to_owned(),
+            state,
+            reason: reason.to_owned(),
+            in_flight: 3,
+            requests,
+            breaker_open: state == State::Unhealthy,
+            ejected: false,
+        };
+        vec![
+            row("http://a:1", State::Healthy, 1_200_345, "process: 200"),
+            row(
+                "http://gpu-2.rack-17.example:8000/openai",
+                State::Unhealthy,
+                7,
+                "process: connection refused",
+            ),
+            row("http://gpu-3:8000", State::Draining, 0, "drained by an operator"),
+        ]
+    }
+
+    #[test]
+    fn tables_fit_where_they_are_shown() {
+        for width in [60, 100] {
+            let table = table(&rows(), Paper { width: Some(width), colour: false });
+            assert!(table.lines().all(|line| line.chars().count() <= width), "{table}");
+            insta::assert_snapshot!(format!("table-{width}"), table);
+        }
+        insta::assert_snapshot!("table", table(&rows(), Paper { width: None, colour: false }));
+    }
+
+    /// However narrow it is: URLs show that they are cut, and nothing panics.
+    #[test]
+    fn urls_are_never_cut_in_silence() {
+        for width in 1..120 {
+            let table = table(&rows(), Paper { width: Some(width), colour: false });
+            for line in table.lines().filter(|line| line.contains("http:")) {
+                let whole = rows().iter().any(|row| line.contains(&row.url));
+                assert!(whole || line.contains('…'), "{width}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn colour_is_only_added() {
+        let plain = table(&rows(), Paper { width: None, colour: false });
+        let coloured = table(&rows(), Paper { width: None, colour: true });
+        assert!(coloured.contains("\u{1b}[31munhealthy\u{1b}[0m"), "{coloured}");
+        let mut stripped = String::new();
+        for (index, piece) in coloured.split('\u{1b}').enumerate() {
+            stripped += if index == 0 { piece } else { piece.split_once('m').unwrap().1 };
+        }
+        let trimmed = |text: &str| text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+        assert_eq!(trimmed(&stripped), trimmed(&plain));
+    }
 }

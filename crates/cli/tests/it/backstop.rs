@@ -2,8 +2,8 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -51,32 +51,94 @@ pub(crate) async fn sim(itl_millis: u64, tokens: u64) -> Sim {
     Sim::start(SimConfig { itl, tokens, ..SimConfig::default() }).await.unwrap()
 }
 
+/// What a command said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Said {
+    pub(crate) fn of(mut command: Command) -> Self {
+        let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Self { code: status.code(), out: text(stdout), err: text(stderr) }
+    }
+}
+
+/// The process, and the lines of its log as they come.
+fn start(directory: &Path, arguments: &[&str]) -> (Child, Arc<Mutex<Vec<String>>>) {
+    let mut child = Command::new(BIN)
+        .args(["serve", "--log-format", "json"])
+        .args(arguments)
+        .current_dir(directory)
+        .env("UPSTREAM_KEY", "KEY-OF-THE-UPSTREAM")
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    std::thread::spawn({
+        let lines = Arc::clone(&lines);
+        move || stderr.lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line))
+    });
+    (child, lines)
+}
+
 impl Backstop {
     pub(crate) async fn serve(config: &str, arguments: &[&str]) -> Self {
         let directory = directory();
         std::fs::write(directory.join("backstop.yaml"), config).unwrap();
-        let mut child = Command::new(BIN)
-            .args(["serve", "--log-format", "json"])
-            .args(arguments)
-            .current_dir(&directory)
-            .env("UPSTREAM_KEY", "KEY-OF-THE-UPSTREAM")
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn({
-            let lines = Arc::clone(&lines);
-            move || stderr.lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line))
-        });
+        let (child, lines) = start(&directory, arguments);
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut backstop = Self { child, lines, directory, addr: unknown, admin: unknown };
-        until("serving", || backstop.logged("serving")).await;
-        let line = backstop.log().into_iter().find(|line| line["message"] == "serving").unwrap();
-        backstop.addr = line["listen"].as_str().unwrap().parse().unwrap();
-        backstop.admin = line["admin"].as_str().unwrap().parse().unwrap();
+        backstop.serving().await;
         backstop
+    }
+
+    /// Kills it as it stands, and starts another one in its place.
+    pub(crate) async fn kill_and_restart(&mut self) {
+        self.kill();
+        (self.child, self.lines) = start(&self.directory, &[]);
+        self.serving().await;
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    async fn serving(&mut self) {
+        until("serving", || self.logged("serving")).await;
+        let line = self.log().into_iter().find(|line| line["message"] == "serving").unwrap();
+        self.addr = line["listen"].as_str().unwrap().parse().unwrap();
+        self.admin = line["admin"].as_str().unwrap().parse().unwrap();
+    }
+
+    /// A file in its directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// What a command prints that asks it: exit code, standard output, standard error.
+    pub(crate) fn ask(&self, arguments: &[&str], token: &str) -> Said {
+        let mut command = Command::new(BIN);
+        command
+            .args(arguments)
+            .env("BACKSTOP_ADMIN", format!("http://{}", self.admin))
+            .env("BACKSTOP_TOKEN", token);
+        Said::of(command)
+    }
+
+    /// The same, and it must work.
+    #[track_caller]
+    pub(crate) fn order(&self, arguments: &[&str]) -> String {
+        let said = self.ask(arguments, "");
+        assert_eq!(said.code, Some(0), "{said:?}");
+        said.out
     }
 
     pub(crate) async fn ready(&self) {

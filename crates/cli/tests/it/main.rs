@@ -2,12 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-mod admin;
 mod backstop;
 mod check;
 #[expect(dead_code, reason = "shared with the gateway's tests, which need all of it")]
 #[path = "../../../gateway/tests/it/client.rs"]
 mod client;
+mod commands;
+mod control;
 mod engine_sim;
+mod https;
+mod operators;
 mod reload;
 mod stop;

@@ -7,23 +7,25 @@ use serde_json::json;
 use super::*;
 use crate::extract::MOST_BYTES;
 
+const JSON: &str = "content-type: application/json";
+const DRAIN: &str = "/api/v1/endpoints/drain";
+
 #[tokio::test]
 async fn mistakes_are_told_in_json() {
     let world = World::new(FILE);
     let (_, router) = world.router();
-    let json = "content-type: application/json";
-    let drain = "/api/v1/endpoints/drain";
-    let cases: [(&str, &str, &[&str], &str, u16, &str); 14] = [
+    type Case = (&'static str, &'static str, &'static [&'static str], &'static str, u16, &'static str);
+    let cases: [Case; 14] = [
         ("GET", "/", &[], "", 404, "not_found"),
         ("GET", "/api/v1/endpoint", &[], "", 404, "not_found"),
         ("GET", "/api/v1/services/nobody", &[], "", 404, "unknown_service"),
         ("GET", "/api/v1/services/%ff", &[], "", 400, "invalid_path"),
-        ("PUT", "/api/v1/endpoints", &[json], "{}", 405, "method_not_allowed"),
-        ("POST", "/metrics", &[json], "{}", 405, "method_not_allowed"),
-        ("POST", drain, &[], "{}", 415, "unsupported_media_type"),
-        ("POST", drain, &[json], "{\"url\":", 400, "invalid_json"),
-        ("POST", drain, &[json], "{\"url\":\"http://h:2\",\"frce\":true}", 400, "invalid_json"),
-        ("POST", drain, &[json], "[]", 400, "invalid_json"),
+        ("PUT", "/api/v1/endpoints", &[JSON], "{}", 405, "method_not_allowed"),
+        ("POST", "/metrics", &[JSON], "{}", 405, "method_not_allowed"),
+        ("POST", DRAIN, &[], "{}", 415, "unsupported_media_type"),
+        ("POST", DRAIN, &[JSON], "{\"url\":", 400, "invalid_json"),
+        ("POST", DRAIN, &[JSON], "{\"url\":\"http://h:2\",\"frce\":true}", 400, "invalid_json"),
+        ("POST", DRAIN, &[JSON], "[]", 400, "invalid_json"),
         ("GET", "/api/v1/endpoints?state=sleepy", &[], "", 400, "invalid_query"),
         ("GET", "/api/v1/endpoints?sevice=chat", &[], "", 400, "invalid_query"),
         ("DELETE", "/api/v1/endpoints", &[], "", 400, "invalid_query"),
@@ -33,7 +35,7 @@ async fn mistakes_are_told_in_json() {
         let reply = ask(&router, method, path, headers, body).await;
         assert_eq!(reply.error(), (status, code.to_owned()), "{method} {path}");
     }
-    let named = ask(&router, "POST", drain, &[json], "{\"frce\":true}").await.json();
+    let named = ask(&router, "POST", DRAIN, &[JSON], "{\"frce\":true}").await.json();
     assert!(named["error"]["message"].as_str().unwrap().contains("`frce`"), "{named}");
 }
 

@@ -69,8 +69,9 @@ impl Conn {
     /// `headers` are whole lines, each with its line end.
     pub(crate) async fn send(&mut self, method: &str, path: &str, headers: &str, body: &[u8]) {
         let length = body.len();
-        let head =
-            format!("{method} {path} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {length}\r\n{headers}\r\n");
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n{headers}\r\n"
+        );
         self.write(&[head.as_bytes(), body].concat()).await;
     }
 
