@@ -18,7 +18,7 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use tracing::warn;
 
 use crate::api::Api;
-use crate::control::Actor;
+use crate::change::Actor;
 use crate::error::ApiError;
 
 /// The log tells of failed authentications at most this often.

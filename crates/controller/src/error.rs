@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::etag;
-use crate::control::{LastChange, Refusal};
+use crate::change::{LastChange, Refusal};
 
 /// The body of every answer that is not a success.
 #[derive(Debug, Serialize, ToSchema)]

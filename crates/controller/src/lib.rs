@@ -6,6 +6,7 @@
 
 mod api;
 mod auth;
+mod change;
 mod control;
 mod error;
 mod extract;
@@ -19,7 +20,8 @@ use backstop_core::status::{DependencyState, Status};
 use backstop_core::table::TableSpec;
 use tokio::sync::broadcast;
 
-pub use crate::control::{Actor, Control, LastChange, Refusal, StartError};
+pub use crate::change::{Actor, LastChange, Refusal, StartError};
+pub use crate::control::Control;
 pub use crate::server::serve;
 pub use crate::stored::IntentFileError;
 

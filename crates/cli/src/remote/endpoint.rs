@@ -8,9 +8,10 @@ use anyhow::bail;
 use backstop_core::health::State;
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::client::{Admin, Call};
+use super::definition::Definition;
 use super::table::{Cell, Column, Paper, Room, render};
 use super::{Guard, Remote, print_json};
 use crate::duration;
@@ -106,42 +107,6 @@ struct AddArgs {
     definition: Definition,
     #[command(flatten)]
     remote: Remote,
-}
-
-/// Keys of an endpoint as in the configuration file; what they may be, Backstop says.
-#[derive(clap::Args)]
-#[command(next_help_heading = "Endpoint (as in the configuration file)")]
-struct Definition {
-    /// Its dialect: vllm, sglang, llama.cpp, ollama, openai or sim
-    #[arg(long, value_name = "ENGINE")]
-    engine: Option<String>,
-    /// The `model` to send it [default: what the client sent]
-    #[arg(long, value_name = "MODEL")]
-    model: Option<String>,
-    /// Share of the traffic relative to its siblings
-    #[arg(long, value_name = "N")]
-    weight: Option<f64>,
-    /// 0 is the primary tier; higher ones take over as lower ones lose health
-    #[arg(long, value_name = "N")]
-    priority: Option<u8>,
-    /// Where it stands
-    #[arg(long, value_name = "REGION")]
-    region: Option<String>,
-    /// Which HTTP to speak to it: auto, http1 or http2
-    #[arg(long, value_name = "PROTOCOL")]
-    protocol: Option<String>,
-    /// What several addresses of its name are: one (server) or each (a server of its own)
-    #[arg(long, value_name = "WHAT")]
-    addresses: Option<String>,
-    /// Bearer token for it; `'${NAME}'` is filled in from the environment of the running Backstop
-    #[arg(long, value_name = "KEY")]
-    api_key: Option<String>,
-    /// PEM file, on the machine of the running Backstop, of the authority that signed its certificate
-    #[arg(long, value_name = "FILE")]
-    tls_ca: Option<String>,
-    /// The name that its certificate is for
-    #[arg(long, value_name = "NAME")]
-    tls_server_name: Option<String>,
 }
 
 /// Give an endpoint no new work; what runs on it may end
@@ -285,37 +250,10 @@ fn add(args: &AddArgs) -> anyhow::Result<()> {
     let body = json!({
         "service": args.service,
         "version": args.version,
-        "endpoint": definition(&args.url, &args.definition),
+        "endpoint": args.definition.of(&args.url),
     });
     let call = Call::post(PATH).body(body).if_revision(args.guard.if_revision);
     told(&args.remote, &args.remote.connect()?.json(call)?, "added")
-}
-
-/// What was given, in the form of the file.
-fn definition(url: &str, given: &Definition) -> Value {
-    let mut keys = Map::new();
-    keys.insert("url".to_owned(), url.into());
-    let texts = [
-        ("engine", &given.engine),
-        ("model", &given.model),
-        ("region", &given.region),
-        ("protocol", &given.protocol),
-        ("addresses", &given.addresses),
-        ("api_key", &given.api_key),
-    ];
-    for (key, value) in texts {
-        keys.extend(value.as_ref().map(|value| (key.to_owned(), value.as_str().into())));
-    }
-    keys.extend(given.weight.map(|weight| ("weight".to_owned(), weight.into())));
-    keys.extend(given.priority.map(|priority| ("priority".to_owned(), priority.into())));
-    let mut tls = Map::new();
-    for (key, value) in [("ca", &given.tls_ca), ("server_name", &given.tls_server_name)] {
-        tls.extend(value.as_ref().map(|value| (key.to_owned(), value.as_str().into())));
-    }
-    if !tls.is_empty() {
-        keys.insert("tls".to_owned(), tls.into());
-    }
-    keys.into()
 }
 
 /// Posts what `args` say to `/drain` and the like.

@@ -7,6 +7,7 @@ pub(crate) mod events;
 pub(crate) mod reload;
 
 mod client;
+mod definition;
 mod table;
 mod text;
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{Api, Tagged};
-use crate::control::{Actor, LastChange};
+use crate::change::{Actor, LastChange};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{IfMatch, YamlBody};
 

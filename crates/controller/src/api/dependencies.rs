@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Api, Tagged};
-use crate::control::Actor;
+use crate::change::Actor;
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{IfMatch, JsonBody, PathName};
 

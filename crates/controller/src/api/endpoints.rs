@@ -13,7 +13,7 @@ use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{Api, Tagged};
-use crate::control::{Actor, Changed, EndpointChange};
+use crate::change::{Actor, Changed, EndpointChange};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{IfMatch, JsonBody, Params};
 

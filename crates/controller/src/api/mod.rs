@@ -21,7 +21,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::{self, Failures};
-use crate::control::Refusal;
+use crate::change::Refusal;
 use crate::error::{ApiError, ErrorBody};
 use crate::{Control, DataPlane};
 
