@@ -32,11 +32,12 @@ pub(crate) struct Call<'a> {
     query: Vec<(&'static str, String)>,
     body: Option<Value>,
     if_revision: Option<u64>,
+    last_event: Option<String>,
 }
 
 impl<'a> Call<'a> {
     fn new(method: Method, path: &'a str) -> Self {
-        Self { method, path, query: Vec::new(), body: None, if_revision: None }
+        Self { method, path, query: Vec::new(), body: None, if_revision: None, last_event: None }
     }
 
     pub(crate) fn get(path: &'a str) -> Self {
@@ -58,6 +59,12 @@ impl<'a> Call<'a> {
 
     pub(crate) fn body(mut self, body: Value) -> Self {
         self.body = Some(body);
+        self
+    }
+
+    /// What `id` said of the last event that has come.
+    pub(crate) fn last_event(mut self, id: Option<&str>) -> Self {
+        self.last_event = id.map(str::to_owned);
         self
     }
 
@@ -144,6 +151,9 @@ impl Admin {
         }
         if let Some(revision) = call.if_revision {
             request = request.header("if-match", format!("\"{revision}\""));
+        }
+        if let Some(id) = call.last_event {
+            request = request.header("last-event-id", id);
         }
         let agent = &self.agent;
         let answered = match call.body {

@@ -40,9 +40,9 @@ enum Command {
     List(ListArgs),
     Add(Box<AddArgs>),
     Drain(DrainArgs),
-    /// Take all work from an endpoint at once
+    /// Give an endpoint no new work, and take from it what it has not begun to answer
     ///
-    /// What runs on it goes elsewhere or ends with a proper error. It stays checked, so that it can be inspected.
+    /// That goes elsewhere; streams that flow may end. It stays checked, so that it can be inspected.
     #[command(after_help = "\
 Example:
   backstop endpoint isolate http://10.0.0.7:8000")]

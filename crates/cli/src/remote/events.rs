@@ -53,11 +53,11 @@ enum Sent {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let admin = args.remote.connect()?;
-    let mut last = args.after;
+    let mut last = None;
     let paper = Paper::stdout();
     let mut seen_one = false;
     loop {
-        match read(&admin, args, last) {
+        match read(&admin, args, last.as_deref()) {
             Ok(lines) => {
                 if seen_one && args.follow {
                     eprintln!("connected again");
@@ -75,16 +75,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn read(admin: &Admin, args: &Args, after: Option<u64>) -> anyhow::Result<impl BufRead + use<>> {
+fn read(admin: &Admin, args: &Args, last: Option<&str>) -> anyhow::Result<impl BufRead + use<>> {
     let call = Call::get("/api/v1/events")
-        .query("after", after)
+        .query("after", args.after)
         .query("types", args.types.as_ref())
-        .query("follow", (!args.follow).then_some(false));
+        .query("follow", (!args.follow).then_some(false))
+        .last_event(last);
     admin.lines(call)
 }
 
-/// Prints events until the stream ends; `false` if nobody reads what is printed.
-fn print(lines: impl BufRead, json: bool, paper: Paper, last: &mut Option<u64>) -> bool {
+/// Prints events until the stream ends; `false` if nobody reads what is printed. `last` is the `id` of the last one.
+fn print(lines: impl BufRead, json: bool, paper: Paper, last: &mut Option<String>) -> bool {
     let mut out = std::io::stdout().lock();
     let mut name = String::new();
     for line in lines.lines() {
@@ -92,14 +93,20 @@ fn print(lines: impl BufRead, json: bool, paper: Paper, last: &mut Option<u64>) 
         if let Some(event) = line.strip_prefix("event: ") {
             event.clone_into(&mut name);
         }
+        if let Some(id) = line.strip_prefix("id: ") {
+            *last = Some(id.to_owned());
+        }
         if line.is_empty() {
             name.clear();
         }
         let Some(data) = line.strip_prefix("data: ") else { continue };
         let told = match parse(&name, data) {
             Some(Sent::Event(event)) => {
-                *last = Some(event.id);
-                if json { writeln!(out, "{data}") } else { writeln!(out, "{}", told(&event, paper.colour)) }
+                if json {
+                    writeln!(out, "{data}")
+                } else {
+                    writeln!(out, "{}", told(&event, paper.colour))
+                }
             }
             Some(Sent::Missed(missed)) if json => writeln!(out, "{{\"missed\":{missed}}}"),
             Some(Sent::Missed(missed)) => writeln!(out, "… {missed} events are missing here"),

@@ -34,6 +34,7 @@ async fn next(conn: &mut Conn, count: usize) -> Vec<(u64, Value)> {
             let event: String = text.drain(..end + 2).collect();
             let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
             if let (Some(id), Some(data)) = (field("id:"), field("data:")) {
+                let (_process, id) = id.split_once('-').unwrap();
                 events.push((id.parse().unwrap(), serde_json::from_str(data).unwrap()));
             }
         }

@@ -1,8 +1,11 @@
 //! Operators with tokens, and several of them at once.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
 use serde_json::Value;
 
-use crate::backstop::{Backstop, config, sim};
+use crate::backstop::{BIN, Backstop, config, sim};
 use crate::check::TEN_MISTAKES;
 use crate::client::{call, chat, until};
 
@@ -111,4 +114,40 @@ async fn a_refused_reload_tells_every_reason() {
     assert_eq!(said.code, Some(0));
     assert!(said.out.starts_with("reloaded (revision "), "{}", said.out);
     assert_eq!(said.err, "warning: `listen` change only with a restart; the rest is applied\n");
+}
+
+/// Nothing is left out and nothing told twice when Backstop is started anew under a follower.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_are_followed_over_a_restart() {
+    let (first, second) = (sim(0, 8).await, sim(0, 8).await);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = config(&[&first, &second])
+        .replace("admin: { listen: 127.0.0.1:0 }", &format!("admin: {{ listen: \"{free}\" }}"));
+    let mut backstop = Backstop::serve(&text, &[]).await;
+    let mut follower = Command::new(BIN)
+        .args(["events", "--follow", "--types", "change", "--admin", &format!("http://{free}")])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let out = BufReader::new(follower.stdout.take().unwrap());
+    let (lines, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        out.lines().map_while(Result::ok).for_each(|line| lines.send(line).unwrap_or(()))
+    });
+    let mut heard = || told.recv_timeout(crate::client::HUNG).unwrap();
+    backstop.order(&["endpoint", "drain", &first.url()]);
+    assert!(heard().contains(": drain "), "the first");
+    backstop.kill_and_restart().await;
+    // More than the first process had, so that numbers alone would mislead.
+    for _ in 0..4 {
+        backstop.order(&["endpoint", "restore", &first.url()]);
+        backstop.order(&["endpoint", "isolate", &first.url()]);
+    }
+    for _ in 0..4 {
+        assert!(heard().contains(": restore "));
+        assert!(heard().contains(": isolate "));
+    }
+    follower.kill().unwrap();
+    follower.wait().unwrap();
 }

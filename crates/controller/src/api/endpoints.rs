@@ -181,9 +181,9 @@ pub(super) async fn drain(
     set(&api, actor, if_match, which, Standing::Draining).await
 }
 
-/// Take all work from an endpoint at once
+/// Give an endpoint no new work, and take from it what it has not begun to answer
 ///
-/// It stays checked, so that it can be inspected.
+/// That goes elsewhere; streams that flow may end. It stays checked, so that it can be inspected.
 #[utoipa::path(
     post,
     path = "/api/v1/endpoints/isolate",

@@ -24,7 +24,8 @@ use crate::extract::Params;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Wanted {
-    /// Those after the one with this id; `Last-Event-ID` says the same. All that are kept if not given.
+    /// Those after the one with this id. All that are kept if not given. Clients that come back send `Last-Event-ID`,
+    /// which knows one process from the next.
     after: Option<u64>,
     /// Only these, separated by commas: `health`, `breaker`, `ejected`, `dependency`, `table`, `change`, `refused`.
     types: Option<String>,
@@ -68,7 +69,8 @@ pub(super) async fn follow(
         )
         .hint("end some of them, or look with `follow=false` now and then")
     })?;
-    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let process = api.process;
+    let last = headers.get("last-event-id").and_then(|id| last_seen(id.to_str().ok()?, process));
     let last = last.or(wanted.after).unwrap_or(0);
     // Subscribed before the kept ones are read, so that none falls in between.
     let news = api.data_plane().subscribe();
@@ -76,10 +78,10 @@ pub(super) async fn follow(
     let old: Vec<Sent> = (missed > 0)
         .then(|| as_missed(missed))
         .into_iter()
-        .chain(kept.into_iter().filter(|event| is_wanted(event)).map(as_sse))
+        .chain(kept.into_iter().filter(|event| is_wanted(event)).map(|event| as_sse(process, event)))
         .collect();
     let new = if wanted.follow {
-        as_they_happen(news, sent, is_wanted).left_stream()
+        as_they_happen(news, (process, sent), is_wanted).left_stream()
     } else {
         stream::empty().right_stream()
     };
@@ -102,7 +104,7 @@ struct Replay {
 fn kept_after(api: &Api, last: u64) -> Replay {
     let mut kept = api.data_plane().events_after(0);
     let newest = kept.last().map_or(0, |event| event.id);
-    // Ids begin anew with the process: one that has not been given yet is of another process, whose events are gone.
+    // One that has not been given yet is of another process, whose events are gone.
     let last = if last > newest { 0 } else { last };
     let oldest = kept.first().map_or(1, |event| event.id);
     let missed = if last == 0 { 0 } else { oldest.saturating_sub(last + 1) };
@@ -113,13 +115,13 @@ fn kept_after(api: &Api, last: u64) -> Replay {
 /// What comes after the event with the id `sent`. Nobody waits for the client: what it is too slow for it misses.
 fn as_they_happen(
     news: broadcast::Receiver<Event>,
-    sent: u64,
+    (process, sent): (u64, u64),
     is_wanted: impl Fn(&Event) -> bool,
 ) -> impl Stream<Item = Sent> {
     stream::unfold((news, is_wanted), move |(mut news, is_wanted)| async move {
         loop {
             let event = match news.recv().await {
-                Ok(event) if event.id > sent && is_wanted(&event) => as_sse(event),
+                Ok(event) if event.id > sent && is_wanted(&event) => as_sse(process, event),
                 Ok(_) => continue,
                 Err(RecvError::Lagged(missed)) => as_missed(missed),
                 Err(RecvError::Closed) => return None,
@@ -141,8 +143,20 @@ fn kinds(list: &str) -> Result<HashSet<String>, ApiError> {
     }
 }
 
-fn as_sse(event: Event) -> Sent {
-    sse::Event::default().id(event.id.to_string()).json_data(event)
+/// The event that a client has seen last, by what [`as_sse`] called it, or by its number alone. One of another process
+/// is none of ours: ids begin anew with each.
+fn last_seen(id: &str, process: u64) -> Option<u64> {
+    match id.split_once('-') {
+        Some((of, id)) => {
+            let id = id.parse().ok()?;
+            Some(if of.parse() == Ok(process) { id } else { 0 })
+        }
+        None => id.parse().ok(),
+    }
+}
+
+fn as_sse(process: u64, event: Event) -> Sent {
+    sse::Event::default().id(format!("{process}-{}", event.id)).json_data(event)
 }
 
 fn as_missed(missed: u64) -> Sent {

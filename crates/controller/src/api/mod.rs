@@ -34,6 +34,8 @@ pub(crate) struct Api {
     pub(crate) control: Arc<Control>,
     pub(crate) failures: Arc<Failures>,
     subscribers: Arc<Semaphore>,
+    /// Differs from one process to the next.
+    process: u64,
 }
 
 impl Api {
@@ -53,8 +55,12 @@ impl Api {
 }
 
 pub(crate) fn router(control: Arc<Control>) -> Router {
-    let api =
-        Api { control, failures: Arc::default(), subscribers: Arc::new(Semaphore::new(MAX_SUBSCRIBERS)) };
+    let api = Api {
+        control,
+        failures: Arc::default(),
+        subscribers: Arc::new(Semaphore::new(MAX_SUBSCRIBERS)),
+        process: crate::control::unix_millis(),
+    };
     let (router, _) = routes().split_for_parts();
     router
         .fallback(unknown_path)

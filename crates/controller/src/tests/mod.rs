@@ -5,6 +5,7 @@ mod changes;
 mod document;
 mod events;
 mod requests;
+mod server;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
