@@ -71,7 +71,7 @@ async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<(
     let listener = listen(config.listen())?;
     let admin_listener = listen(config.admin_listen())?;
     if let Store::Sqlite(path) = config.store() {
-        warn!(store = %path.display(), "this release keeps its state in memory only; nothing is stored");
+        warn!(store = %path.display(), "this release does not use the store; run-time changes are kept in `state_dir`");
     }
     let gateway = Arc::new(Gateway::new());
     let plane = Arc::new(Plane(Arc::clone(&gateway)));

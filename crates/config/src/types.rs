@@ -41,8 +41,8 @@ pub(crate) struct Document {
     /// When readiness fails for want of memory or processor time.
     #[serde(default)]
     pub(crate) readiness: Readiness,
-    /// Where lasting state is kept: `sqlite:PATH` or `memory:` (write it in quotes, because of the colon at
-    /// its end). Memory only for now: nothing is persisted in this release.
+    /// Where releases and their history will be kept: `sqlite:PATH` or `memory:` (write it in quotes, because of the
+    /// colon at its end). This release does not use it; run-time changes of endpoints are in `state_dir`.
     #[serde(default = "default_store")]
     pub(crate) store: Store,
     /// Directory for what is to outlast the process: the changes of endpoints made at run time (`intent.json`). Made

@@ -350,10 +350,12 @@ fn needs_restart(started_with: &Config, config: &Config) -> Vec<&'static str> {
     differ.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
 }
 
+/// In one line, and not too long.
 fn cut(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match text.char_indices().nth(LONGEST_TEXT) {
         Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+        None => text,
     }
 }
 

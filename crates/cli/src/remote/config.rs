@@ -93,10 +93,21 @@ fn yaml(value: &Value) -> Yaml<'_> {
         },
         Value::String(text) => Yaml::Value(Scalar::String(text.as_str().into())),
         Value::Array(items) => Yaml::Sequence(items.iter().map(yaml).collect()),
-        Value::Object(map) => Yaml::Mapping(
-            map.iter()
-                .map(|(key, value)| (Yaml::Value(Scalar::String(key.as_str().into())), yaml(value)))
-                .collect(),
-        ),
+        Value::Object(map) => {
+            let mut entries: Vec<(&String, &Value)> = map.iter().collect();
+            entries.sort_by_key(|(key, value)| (*key != "name" && *key != "url", has_more(value)));
+            let pair = |(key, value): (&'_ String, _)| {
+                (Yaml::Value(Scalar::String(key.clone().into())), yaml(value))
+            };
+            Yaml::Mapping(entries.into_iter().map(pair).collect())
+        }
+    }
+}
+
+/// Long things go last, so that one sees whose they are.
+fn has_more(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => !items.is_empty(),
+        other => other.is_object(),
     }
 }

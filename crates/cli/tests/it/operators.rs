@@ -135,7 +135,7 @@ async fn events_are_followed_over_a_restart() {
     std::thread::spawn(move || {
         out.lines().map_while(Result::ok).for_each(|line| lines.send(line).unwrap_or(()))
     });
-    let mut heard = || told.recv_timeout(crate::client::HUNG).unwrap();
+    let heard = || told.recv_timeout(crate::client::HUNG).unwrap();
     backstop.order(&["endpoint", "drain", &first.url()]);
     assert!(heard().contains(": drain "), "the first");
     backstop.kill_and_restart().await;
