@@ -1,5 +1,8 @@
 //! Run-time changes of a running Backstop, and what its clients notice of them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
@@ -161,6 +164,8 @@ async fn a_change_is_whole_or_not_there() {
     for round in 0..5_u64 {
         let (admin, before) = (backstop.admin, revision);
         let url = second.url();
+        let answers = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&answers);
         let changing = tokio::spawn(async move {
             let mut answered = before;
             loop {
@@ -173,6 +178,7 @@ async fn a_change_is_whole_or_not_there() {
                     if reply.status != 200 {
                         return answered;
                     }
+                    counted.fetch_add(1, Relaxed);
                     // What was so already is not stored anew.
                     if reply.json()["changed"] == true {
                         answered = reply.json()["revision"].as_u64().unwrap();
@@ -180,7 +186,7 @@ async fn a_change_is_whole_or_not_there() {
                 }
             }
         });
-        tokio::time::sleep(std::time::Duration::from_millis(30 + 7 * round)).await;
+        until("some changes", || answers.load(Relaxed) > 3 + round).await;
         backstop.kill();
         let answered = changing.await.unwrap();
         backstop.kill_and_restart().await;
