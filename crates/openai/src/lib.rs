@@ -9,6 +9,7 @@ pub mod answer;
 mod api;
 pub mod error;
 pub mod peek;
+pub mod resume;
 pub mod sse;
 pub mod stream;
 mod usage;

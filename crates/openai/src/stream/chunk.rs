@@ -255,6 +255,8 @@ impl<'de> Visitor<'de> for Text<'_> {
         self.state.pieces += u64::from(!piece.is_empty());
         if self.keep {
             self.state.transcript.push(piece);
+        } else {
+            self.state.other_output |= !piece.is_empty();
         }
         Ok(())
     }

@@ -10,6 +10,9 @@ use chunk::Chunk;
 /// The longest transcript that is kept, in bytes; a longer stream can't be resumed.
 pub const MAX_TRANSCRIPT: usize = 256 * 1024;
 
+/// The longest first event that is kept, in bytes.
+const MAX_FIRST: usize = 4096;
+
 /// The text of the first choice as the client has received it.
 #[derive(Debug, Default)]
 pub struct Transcript {
@@ -21,6 +24,14 @@ impl Transcript {
     /// The whole text, or `None` once it grew beyond [`MAX_TRANSCRIPT`].
     pub fn text(&self) -> Option<&str> {
         (!self.overflowed).then_some(self.text.as_str())
+    }
+
+    fn mark(&self) -> usize {
+        self.text.len()
+    }
+
+    fn back_to(&mut self, mark: usize) {
+        self.text.truncate(mark);
     }
 
     fn push(&mut self, piece: &str) {
@@ -53,6 +64,10 @@ pub struct StreamState {
     pub failed: bool,
     /// A tool call has begun: the stream can't be continued elsewhere.
     pub tool_call: bool,
+    /// Something has come that the transcript does not hold, such as reasoning.
+    pub other_output: bool,
+    /// The data of the first event, which says what all others must say too; `None` if it is long.
+    pub first: Option<Box<str>>,
     /// Events with data so far; how a watcher sees progress. Comments are none.
     pub events: u64,
     /// Pieces of text so far, of all choices.
@@ -73,6 +88,8 @@ impl StreamState {
             done: false,
             failed: false,
             tool_call: false,
+            other_output: false,
+            first: None,
             events: 0,
             pieces: 0,
             usage: None,
@@ -134,14 +151,23 @@ pub fn scan(api: Api, data: &[u8], state: &mut StreamState) -> Result<(), EventF
         state.done = true;
         return Ok(());
     }
+    if state.events == 1 && text.len() <= MAX_FIRST {
+        state.first = Some(text.into());
+    }
+    let sent = state.transcript.mark();
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let mut error = None;
     let chunk = Chunk { state, error: &mut error };
-    deserializer
+    let read = deserializer
         .deserialize_map(chunk)
         .and_then(|()| deserializer.end())
-        .map_err(|error| EventFault::Malformed(error.to_string()))?;
-    error.map_or(Ok(()), |message| Err(EventFault::InBand(message)))
+        .map_err(|error| EventFault::Malformed(error.to_string()))
+        .and_then(|()| error.map_or(Ok(()), |message| Err(EventFault::InBand(message))));
+    if read.is_err() {
+        // The event does not reach the client, so neither does the text in it.
+        state.transcript.back_to(sent);
+    }
+    read
 }
 
 #[cfg(test)]
@@ -182,6 +208,20 @@ mod tests {
         assert!(result.is_ok() && state.meaningful && state.done && !state.tool_call);
         assert_eq!((state.usage, state.pieces), (Some(Usage { input: 1, output: 2 }), 2));
         assert_eq!(state.transcript.text(), Some("a\néé"));
+    }
+
+    #[test]
+    fn a_transcript_has_only_what_is_passed_on() {
+        let good = r#"{"choices":[{"index":0,"delta":{"content":"a"}}]}"#;
+        for bad in [
+            r#"{"choices":[{"index":0,"delta":{"content":"b"}}]} trailing"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"b"}}],"error":{"message":"boom"}}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"b"}},"#,
+        ] {
+            let (state, result) = run(Api::Chat, &[good, bad]);
+            assert!(result.is_err(), "{bad}");
+            assert_eq!((state.transcript.text(), state.first.as_deref()), (Some("a"), Some(good)), "{bad}");
+        }
     }
 
     #[test]
