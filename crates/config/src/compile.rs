@@ -1,10 +1,10 @@
 //! Turns a valid configuration into the table that the planes share.
 
 use backstop_core::table::{
-    Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyEffect, DependencySpec, DnsSpec,
+    Across, Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyEffect, DependencySpec, DnsSpec,
     EndpointSpec, Engine, HealthSpec, InferenceSpec, KeySpec, OutlierSpec, Protocol, ReadinessSpec,
-    RegionMode, RegionSpec, RetrySpec, Role, RuleSpec, ServiceSpec, TableSpec, Timeouts, TlsSpec, TokenSpec,
-    VersionSpec,
+    RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec, ServiceSpec, TableSpec,
+    Timeouts, TlsSpec, TokenSpec, VersionSpec,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -85,6 +85,11 @@ fn service(service: &types::Service) -> ServiceSpec {
         dependencies: service.dependencies.iter().map(dependency).collect(),
         timeouts: timeouts(&service.timeouts),
         retry: RetrySpec { attempts: service.retry.attempts, backoff: service.retry.backoff.0 },
+        resume: ResumeSpec {
+            attempts: service.resume.attempts,
+            modes: service.resume.modes.iter().map(resume_mode).collect(),
+            across: service.resume.across.iter().map(across).collect(),
+        },
         breaker: BreakerSpec { failures: service.breaker.failures, open: service.breaker.open.0 },
         outlier: OutlierSpec {
             interval: service.outlier.interval.0,
@@ -166,6 +171,20 @@ fn balance(balance: types::Balance) -> BalancePolicy {
         types::Balance::DynamicWeights => BalancePolicy::DynamicWeights,
         types::Balance::PeakEwma => BalancePolicy::PeakEwma,
         types::Balance::Rendezvous => BalancePolicy::Rendezvous,
+    }
+}
+
+fn resume_mode(mode: &types::ResumeMode) -> ResumeMode {
+    match mode {
+        types::ResumeMode::Continue => ResumeMode::Continue,
+        types::ResumeMode::Replay => ResumeMode::Replay,
+    }
+}
+
+fn across(across: &types::Across) -> Across {
+    match across {
+        types::Across::Version => Across::Version,
+        types::Across::Stable => Across::Stable,
     }
 }
 

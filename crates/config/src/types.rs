@@ -193,6 +193,9 @@ pub(crate) struct Service {
     /// Another try when an attempt fails before any output reached the client.
     #[serde(default)]
     pub(crate) retry: Retry,
+    /// Carrying on elsewhere with a stream that ended too soon.
+    #[serde(default)]
+    pub(crate) resume: Resume,
     /// Takes an endpoint out after failures in a row.
     #[serde(default)]
     pub(crate) breaker: Breaker,
@@ -476,6 +479,45 @@ pub(crate) struct Retry {
     pub(crate) backoff: Span,
 }
 
+/// Carrying on elsewhere with a stream whose endpoint died, stalled or sent garbage, without the client noticing.
+/// Never after a tool call has begun, for several choices or for structured output: then, and when nothing helps, the
+/// stream ends with an error event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "resume", transform = ordered::<Self>)]
+pub(crate) struct Resume {
+    /// Further attempts for one stream; 0 turns it off.
+    #[schemars(range(min = 0, max = 10))]
+    pub(crate) attempts: u32,
+    /// Ways to do it, in the order in which they are tried on an endpoint.
+    pub(crate) modes: Vec<ResumeMode>,
+    /// Where to go on, in this order.
+    pub(crate) across: Vec<Across>,
+}
+
+/// A way to carry on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "resume-mode")]
+pub(crate) enum ResumeMode {
+    /// Send the text so far as the beginning of the answer, in the engine's own dialect (vllm, sglang, llama.cpp,
+    /// ollama).
+    Continue,
+    /// Ask anew and go on where the new answer leaves the old one, if it begins with all of it.
+    Replay,
+}
+
+/// Where to carry on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "across")]
+pub(crate) enum Across {
+    /// Other endpoints of the version that began.
+    Version,
+    /// The service's stable version.
+    Stable,
+}
+
 /// Takes an endpoint out after failures in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -610,6 +652,16 @@ impl Default for Timeouts {
 impl Default for Retry {
     fn default() -> Self {
         Self { attempts: 2, backoff: Span::millis(200) }
+    }
+}
+
+impl Default for Resume {
+    fn default() -> Self {
+        Self {
+            attempts: 2,
+            modes: vec![ResumeMode::Continue, ResumeMode::Replay],
+            across: vec![Across::Version, Across::Stable],
+        }
     }
 }
 

@@ -117,6 +117,7 @@ pub struct ServiceSpec {
     pub dependencies: Vec<DependencySpec>,
     pub timeouts: Timeouts,
     pub retry: RetrySpec,
+    pub resume: ResumeSpec,
     pub breaker: BreakerSpec,
     pub outlier: OutlierSpec,
     pub health: HealthSpec,
@@ -417,6 +418,35 @@ pub struct RetrySpec {
     pub attempts: u32,
     /// Mean pause before a retry that has to go to an endpoint already tried; doubles each time, with jitter.
     pub backoff: Duration,
+}
+
+/// Carrying on elsewhere with a stream that ended too soon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResumeSpec {
+    /// Further attempts for one stream, 0–10; 0 = streams are not carried on.
+    pub attempts: u32,
+    /// In the order in which they are tried on an endpoint.
+    pub modes: Vec<ResumeMode>,
+    /// Where to go on, in this order.
+    pub across: Vec<Across>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResumeMode {
+    /// Send the text so far as the beginning of the answer.
+    Continue,
+    /// Ask anew and go on where the new answer leaves the old one, if it begins with all of it.
+    Replay,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Across {
+    /// Other endpoints of the version that began.
+    Version,
+    /// The service's stable version.
+    Stable,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -88,6 +88,8 @@ pub(crate) struct Endpoint {
     recovered_at: AtomicU64,
     stall_suspected: AtomicBool,
     lost: AtomicBool,
+    /// It has refused a request that ends with the beginning of its answer.
+    no_prefill: AtomicBool,
     report: Mutex<Arc<Report>>,
 }
 
@@ -186,6 +188,7 @@ impl Endpoint {
             recovered_at: AtomicU64::new(0),
             stall_suspected: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            no_prefill: AtomicBool::new(false),
             report: Mutex::default(),
         }
     }
@@ -230,6 +233,7 @@ impl Endpoint {
         let recovered_at = health.recovered_at().map_or(0, clock::nanos);
         if self.recovered_at.swap(recovered_at, Relaxed) != recovered_at {
             // What was slow or dead may be another process now.
+            self.no_prefill.store(false, Relaxed);
             self.load.latency.iter().for_each(Latency::forget);
             self.breaker().recovered(clock::now());
         }
@@ -242,6 +246,15 @@ impl Endpoint {
     /// come from elsewhere.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Relaxed)
+    }
+
+    /// It does not take an answer's beginning: no need to ask again until it is started anew.
+    pub(crate) fn refuses_prefill(&self) {
+        self.no_prefill.store(true, Relaxed);
+    }
+
+    pub(crate) fn has_refused_prefill(&self) -> bool {
+        self.no_prefill.load(Relaxed)
     }
 
     /// Whether active checks let it serve: panic mode may overrule everything else, but not this.

@@ -186,6 +186,11 @@ impl Fault {
         value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
     }
 
+    /// Whether the rest of a stream that ended so may be had elsewhere.
+    pub(crate) fn leaves_the_rest_open(&self) -> bool {
+        !matches!(self, Self::EventTooLong(_) | Self::Total(_) | Self::Closing)
+    }
+
     /// Whether the same request may fare better in another attempt.
     pub(crate) fn is_retryable(&self) -> bool {
         let hopeless = matches!(self, Self::TooLarge(_) | Self::EventTooLong(_) | Self::Redirect(_));

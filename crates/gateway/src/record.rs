@@ -13,7 +13,9 @@ use crate::identity::Client;
 use crate::metrics::{ByCode, Ended, VersionMetrics};
 use crate::table::Version;
 use crate::{Shared, clock};
+use backstop_core::table::ResumeMode;
 use backstop_openai::Usage;
+use backstop_openai::resume::Hindrance;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -57,6 +59,8 @@ pub(crate) struct Record {
     env: &'static str,
     endpoint: Option<Arc<str>>,
     attempts: u32,
+    resumes: u32,
+    hindrance: Option<Hindrance>,
     failed_over: bool,
     first_token: Option<Duration>,
     status: u16,
@@ -83,6 +87,8 @@ impl Record {
             env: "",
             endpoint: None,
             attempts: 0,
+            resumes: 0,
+            hindrance: None,
             failed_over: false,
             first_token: None,
             status: 499,
@@ -131,6 +137,19 @@ impl Record {
         if let Some(metrics) = &self.metrics {
             metrics.first_token(after);
         }
+    }
+
+    /// The stream goes on elsewhere.
+    pub(crate) fn resumed(&mut self, version: &Version, endpoint: &Arc<str>, mode: ResumeMode) {
+        self.resumes += 1;
+        self.endpoint = Some(Arc::clone(endpoint));
+        self.charge(version);
+        version.metrics.resumed(mode);
+    }
+
+    /// The stream could not be carried on.
+    pub(crate) fn not_resumed(&mut self, hindrance: Hindrance) {
+        self.hindrance = Some(hindrance);
     }
 
     /// The answer is whole; this is what the engine says it took.
@@ -195,6 +214,8 @@ impl Drop for Record {
                     error = self.code,
                     stream = self.stream,
                     attempts = self.attempts,
+                    resumes = self.resumes,
+                    not_resumed = self.hindrance.map(tracing::field::display),
                     first_token_ms = self.first_token.map(milliseconds),
                     duration_ms = milliseconds(duration),
                     "request"

@@ -3,17 +3,21 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use backstop_core::breaker::Outcome;
 use backstop_openai::Usage;
+use backstop_openai::resume::{Splice, Spliced};
 use bytes::Bytes;
 use tokio::time::Sleep;
 
 use crate::endpoint::Lease;
+use crate::failover::Past;
 use crate::fault::Fault;
 use crate::record::Record;
+use crate::request::Routed;
+use crate::resume::{self, Rest, Resumption};
 use crate::server::Phase;
 use crate::stream::{Step, StreamReader};
 use crate::{Shared, clock};
@@ -25,18 +29,28 @@ const DONE_GRACE: Duration = Duration::from_secs(1);
 /// last case dropping what it holds cancels the work upstream and keeps the accounts.
 pub(crate) struct Relay {
     shared: Arc<Shared>,
-    /// Both `None` after the end.
-    source: Option<Source>,
+    source: Source,
+    /// `None` after the end.
     record: Option<Record>,
     /// To be sent before anything else.
     ready: Bytes,
     clock: StallClock,
     total: Total,
+    /// `None` if the stream is not carried on when it ends too soon.
+    resumption: Option<Box<Resumption>>,
 }
 
-struct Source {
-    reader: StreamReader,
-    lease: Lease,
+#[expect(clippy::large_enum_variant, reason = "nearly always the large one")]
+enum Source {
+    Flowing {
+        reader: StreamReader,
+        lease: Lease,
+        /// If it is not the first attempt's.
+        splice: Option<Box<Splice>>,
+    },
+    /// Further attempts are being made.
+    Resuming(Pin<Box<dyn Future<Output = (Resumption, Result<Rest, Fault>)> + Send>>),
+    Ended,
 }
 
 /// The deadline of the whole request, and how long that was.
@@ -52,19 +66,14 @@ impl Relay {
         reader: StreamReader,
         lease: Lease,
         first: Bytes,
-        inter_token: Duration,
-        total: Total,
+        routed: Routed,
+        past: Past,
         record: Record,
     ) -> Self {
-        let source = Some(Source { reader, lease });
-        Self {
-            shared,
-            source,
-            record: Some(record),
-            ready: first,
-            clock: StallClock::new(inter_token),
-            total,
-        }
+        let (clock, total) = (StallClock::new(routed.timeouts.inter_token), routed.total);
+        let resumption = Resumption::new(routed, past, record.request_id.clone()).map(Box::new);
+        let source = Source::Flowing { reader, lease, splice: None };
+        Self { shared, source, record: Some(record), ready: first, clock, total, resumption }
     }
 
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
@@ -72,55 +81,81 @@ impl Relay {
             if !self.ready.is_empty() {
                 return Poll::Ready(Some(std::mem::take(&mut self.ready)));
             }
-            let Some(source) = &mut self.source else { return Poll::Ready(None) };
-            let interrupted = match self.shared.phase() {
-                Phase::Closing => Some(Fault::Closing),
-                _ if clock::now() >= self.total.deadline => Some(Fault::Total(self.total.limit)),
-                _ => None,
-            };
-            if let Some(fault) = interrupted {
-                self.stop(fault);
-                continue;
+            if matches!(self.source, Source::Ended) {
+                return Poll::Ready(None);
             }
-            let before = source.reader.state().events;
-            match source.reader.poll_step(cx) {
-                Poll::Ready(Step::Events(events)) => {
-                    // A comment keeps the connection alive, but it is no token.
-                    if source.reader.state().events > before {
-                        self.clock.stop();
-                        source.lease.progress();
-                    }
-                    self.ready = events;
-                }
-                Poll::Ready(Step::End(events)) => {
-                    self.ready = events;
-                    self.end();
-                }
-                Poll::Ready(Step::Fault(events, fault)) => {
-                    self.cut(fault);
-                    if !events.is_empty() {
-                        self.ready = [events, std::mem::take(&mut self.ready)].concat().into();
-                    }
-                }
-                Poll::Pending => {
-                    let complete = source.reader.state().is_complete();
-                    if self.clock.poll(cx, complete, self.total).is_pending() {
-                        return Poll::Pending;
-                    }
-                    if clock::now() < self.total.deadline {
-                        source.lease.timed_out();
-                        self.stop(Fault::Stalled(self.clock.limit));
-                    }
-                }
+            if self.shared.phase() == Phase::Closing {
+                self.stop(Fault::Closing);
+            } else if clock::now() >= self.total.deadline {
+                self.stop(Fault::Total(self.total.limit));
+            } else {
+                ready!(self.poll_source(cx));
             }
         }
+    }
+
+    /// Moves the source on; ready when that may have brought something.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (reader, lease, splice) = match &mut self.source {
+            Source::Flowing { reader, lease, splice } => (reader, lease, splice),
+            Source::Resuming(attempts) => {
+                let (resumption, rest) = ready!(attempts.as_mut().poll(cx));
+                self.resumed(resumption, rest);
+                return Poll::Ready(());
+            }
+            Source::Ended => return Poll::Ready(()),
+        };
+        let before = reader.state().events;
+        let step = match reader.poll_step(cx) {
+            Poll::Ready(step) => step,
+            Poll::Pending => {
+                let complete = reader.state().is_complete();
+                ready!(self.clock.poll(cx, complete, self.total));
+                if clock::now() < self.total.deadline {
+                    lease.timed_out();
+                    let fault = Fault::Stalled(self.clock.limit);
+                    if complete { self.stop(fault) } else { self.interrupted(fault) }
+                }
+                return Poll::Ready(());
+            }
+        };
+        // A comment keeps the connection alive, but it is no token.
+        if reader.state().events > before {
+            self.clock.stop();
+            lease.progress();
+        }
+        let (events, end) = match step {
+            Step::Events(events) => (events, None),
+            Step::End(events) => (events, Some(Ok(()))),
+            Step::Fault(events, fault) => (events, Some(Err(fault))),
+        };
+        let spliced = match splice {
+            None => Ok(Spliced::Events(events)),
+            Some(splice) => splice.events(&events),
+        };
+        match spliced {
+            Ok(Spliced::Events(events)) => self.ready = events,
+            Ok(Spliced::Finished(events)) => {
+                self.ready = events;
+                self.end();
+                return Poll::Ready(());
+            }
+            // What was regenerated has been compared already: from here on nothing can differ.
+            Err(_) => self.cut(Fault::Truncated),
+        }
+        match end {
+            None => {}
+            Some(Ok(())) => self.end(),
+            Some(Err(fault)) => self.interrupted(fault),
+        }
+        Poll::Ready(())
     }
 
     /// No more is waited for. What is complete but for its end mark is ended well.
     fn stop(&mut self, fault: Fault) {
         match &self.source {
-            Some(source) if source.reader.state().is_complete() => {
-                self.ready = source.reader.end_mark();
+            Source::Flowing { reader, .. } if reader.state().is_complete() => {
+                self.ready = reader.end_mark();
                 self.end();
             }
             _ => self.cut(fault),
@@ -129,12 +164,14 @@ impl Relay {
 
     /// The upstream has said everything.
     pub(crate) fn end(&mut self) {
-        if let Some(Source { reader, lease }) = self.source.take() {
+        let tokens_before = self.resumption.as_ref().map_or(0, |resumption| resumption.tokens_before());
+        if let Source::Flowing { reader, lease, .. } = std::mem::replace(&mut self.source, Source::Ended) {
             if let Some(record) = &self.record {
                 let state = reader.state();
                 // Without a report the pieces are the best that is known.
-                record.used(state.usage.unwrap_or(Usage { input: 0, output: state.pieces }));
-                record.paced(state.pieces);
+                let used = state.usage.unwrap_or(Usage { input: 0, output: state.pieces });
+                record.used(Usage { output: used.output + tokens_before, ..used });
+                record.paced(state.pieces + tokens_before);
             }
             lease.finish(if reader.state().failed { Outcome::Failure } else { Outcome::Success });
             reader.finish();
@@ -144,15 +181,84 @@ impl Relay {
         }
     }
 
+    /// The stream has ended too soon. What can be carried on is, as if nothing had happened.
+    fn interrupted(&mut self, fault: Fault) {
+        let Source::Flowing { reader, lease, .. } = std::mem::replace(&mut self.source, Source::Ended) else {
+            return self.cut(fault);
+        };
+        let endpoint = Arc::clone(lease.endpoint());
+        lease.finish(fault.outcome());
+        let Some(resumption) = self.resumption.take().filter(|_| fault.leaves_the_rest_open()) else {
+            return self.cut(fault);
+        };
+        match resumption.interrupted(reader.state()) {
+            Ok(lost) => {
+                let attempts = resumption.carry_on(Arc::clone(&self.shared), lost, endpoint, fault);
+                self.source = Source::Resuming(Box::pin(attempts));
+            }
+            Err(hindrance) => {
+                if let Some(record) = &mut self.record {
+                    record.not_resumed(hindrance);
+                }
+                self.cut(fault);
+            }
+        }
+    }
+
+    /// The attempts to carry on have come to something, or not.
+    fn resumed(&mut self, resumption: Resumption, rest: Result<Rest, Fault>) {
+        self.resumption = Some(Box::new(resumption));
+        let rest = match rest {
+            Ok(rest) => rest,
+            Err(fault) => return self.cut(fault),
+        };
+        if let Some(record) = &mut self.record {
+            record.resumed(&rest.version, &rest.endpoint, rest.mode);
+        }
+        self.clock.stop();
+        self.ready = rest.events;
+        match rest.from {
+            resume::Source::Stream { reader, lease, splice, ended } => {
+                self.source = Source::Flowing { reader, lease, splice: Some(Box::new(splice)) };
+                if ended {
+                    self.end_spliced();
+                }
+            }
+            resume::Source::Ended { lease } => {
+                if let Some(lease) = lease {
+                    lease.finish(Outcome::Success);
+                }
+                self.end();
+            }
+        }
+    }
+
+    /// The last events of the rest are at hand already.
+    fn end_spliced(&mut self) {
+        if let Source::Flowing { reader, .. } = &self.source {
+            let mark = reader.end_mark();
+            if !mark.is_empty() {
+                self.ready = [std::mem::take(&mut self.ready), mark].concat().into();
+            }
+        }
+        self.end();
+    }
+
     /// Ends the stream with an error event and without `[DONE]`.
     fn cut(&mut self, fault: Fault) {
-        if let Some(Source { lease, .. }) = self.source.take() {
+        if let Source::Flowing { lease, .. } = std::mem::replace(&mut self.source, Source::Ended) {
             lease.finish(fault.outcome());
         }
         if let Some(record) = self.record.take() {
             record.cut(fault.code());
         }
-        self.ready = fault.to_event();
+        // Events that were still good come first.
+        let event = fault.to_event();
+        self.ready = if self.ready.is_empty() {
+            event
+        } else {
+            [std::mem::take(&mut self.ready), event].concat().into()
+        };
     }
 }
 

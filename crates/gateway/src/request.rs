@@ -6,7 +6,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use backstop_core::balance::mix;
 use backstop_core::breaker::Outcome;
@@ -21,15 +20,16 @@ use hyper::body::Incoming;
 
 use crate::attempt::{self, Won};
 use crate::body::read_body;
-use crate::endpoint::{AnswerKind, Endpoint, Lease, fnv1a};
+use crate::endpoint::{Lease, fnv1a};
+use crate::failover::{self, Past};
 use crate::fault::{Fault, Refusal};
 use crate::identity::Client;
 use crate::record::{REQUEST_ID, Record};
 use crate::relay::{Relay, Total};
 use crate::reply::{self, ATTEMPTS, ReplyBody, VERSION};
-use crate::table::{Service, Table, Version, Wish};
+use crate::table::{Service, Table, Version};
 use crate::{Shared, local};
-use backstop_core::table::{RetrySpec, Timeouts};
+use backstop_core::table::{Across, ResumeSpec, RetrySpec, Timeouts};
 
 /// Names the service where the body can't.
 const SERVICE: &str = "x-backstop-service";
@@ -37,6 +37,7 @@ const SERVICE: &str = "x-backstop-service";
 const SESSION: &str = "x-session-id";
 
 /// A request that is understood and assigned. The assignment stays for all its attempts.
+#[derive(Clone)]
 pub(crate) struct Routed {
     pub(crate) api: Api,
     pub(crate) method: Method,
@@ -50,10 +51,19 @@ pub(crate) struct Routed {
     pub(crate) expected: Expected,
     pub(crate) timeouts: Timeouts,
     pub(crate) total: Total,
-    service: Arc<str>,
-    version: Arc<str>,
-    retry: RetrySpec,
-    session: u64,
+    pub(crate) service: Arc<str>,
+    pub(crate) version: Arc<str>,
+    pub(crate) retry: RetrySpec,
+    pub(crate) resume: Arc<ResumeSpec>,
+    pub(crate) session: u64,
+}
+
+impl Routed {
+    /// The same request with another body of JSON.
+    pub(crate) fn with_body(&self, body: Bytes) -> Self {
+        let model_span = peek(&body).ok().map(|peek| peek.model_span);
+        Self { body, model_span, ..self.clone() }
+    }
 }
 
 /// Serves one request.
@@ -113,6 +123,7 @@ async fn understand(
         service: Arc::clone(&service.name),
         version: Arc::clone(&version.name),
         retry: service.retry,
+        resume: Arc::clone(&service.resume),
         session: mix(session),
     })
 }
@@ -221,21 +232,16 @@ async fn attempts(shared: Arc<Shared>, routed: Routed, mut record: Record) -> Re
     loop {
         // Each attempt looks at the table as it is now: a version may be gone since the last one.
         let table = shared.table.load_full();
-        let Some(version) = current_version(&table, &routed) else {
-            return reply::fault(
-                &past.last.unwrap_or(Fault::NoEndpoint),
-                &HeaderValue::from_static("none"),
-                record,
-            );
-        };
-        let next = next_endpoint(version, &routed, &mut past);
-        let Some(lease) = shared.unless_closing(next).await.flatten() else {
-            return reply::fault(&past.last.unwrap_or(Fault::NoEndpoint), &version.header, record);
+        let next = failover::next(&table, &routed, &mut past, &[Across::Version, Across::Stable]);
+        let Some((version, lease)) = shared.unless_closing(next).await.flatten() else {
+            let header = failover::assigned(&table, &routed).map(|version| version.header.clone());
+            let header = header.unwrap_or(HeaderValue::from_static("none"));
+            return reply::fault(&past.last.unwrap_or(Fault::NoEndpoint), &header, record);
         };
         let endpoint = Arc::clone(lease.endpoint());
         record.attempt(version, &endpoint.id.url);
         let fault = match attempt::run(&shared, &routed, version, lease, &record.request_id).await {
-            Ok((won, lease)) => return commit(shared, won, lease, &routed, version, record),
+            Ok((won, lease)) => return commit(shared, won, lease, routed, version, past, record),
             Err(fault) => fault,
         };
         tracing::debug!(endpoint = &*endpoint.id.url, error = %fault, code = fault.code(), "attempt failed");
@@ -252,65 +258,14 @@ async fn attempts(shared: Arc<Shared>, routed: Routed, mut record: Record) -> Re
     }
 }
 
-/// What a request has been through.
-#[derive(Default)]
-struct Past {
-    turn: Option<u64>,
-    /// Endpoints that have failed, and those of them that may not be asked again.
-    tried: Vec<Arc<Endpoint>>,
-    hopeless: Vec<Arc<Endpoint>>,
-    pauses: u32,
-    last: Option<Fault>,
-}
-
-impl Past {
-    fn add(&mut self, endpoint: Arc<Endpoint>, fault: Fault) {
-        if !fault.may_pass() {
-            self.hopeless.push(Arc::clone(&endpoint));
-        }
-        self.tried.push(endpoint);
-        self.last = Some(fault);
-    }
-}
-
-/// The assigned version, or the stable one if that has left the table.
-fn current_version<'t>(table: &'t Table, routed: &Routed) -> Option<&'t Arc<Version>> {
-    let service = table.services.get(&routed.service)?;
-    Some(service.version(&routed.version).unwrap_or(service.stable()))
-}
-
-/// An endpoint that has not been tried yet. If there is none, those tried get another chance after a pause, except
-/// the silent ones: that would only double the wait.
-async fn next_endpoint(version: &Version, routed: &Routed, past: &mut Past) -> Option<Lease> {
-    let turn = *past.turn.get_or_insert_with(|| version.next_turn());
-    let kind = if routed.stream { AnswerKind::Stream } else { AnswerKind::Plain };
-    let wish = Wish { kind, turn, session: routed.session };
-    if let Some(lease) = version.lease(&past.tried, wish, crate::clock::now()) {
-        return Some(lease);
-    }
-    if past.hopeless.len() == past.tried.len() {
-        return None;
-    }
-    let asked_for = past.last.as_ref().and_then(Fault::retry_after).unwrap_or(Duration::ZERO);
-    let pause = attempt::backoff(routed.retry.backoff, past.pauses).max(asked_for);
-    past.pauses += 1;
-    if crate::clock::now() + pause >= routed.total.deadline || pause > MAX_PAUSE {
-        return None;
-    }
-    tokio::time::sleep(pause).await;
-    version.lease(&past.hopeless, wish, crate::clock::now())
-}
-
-/// The longest that a request waits before it tries an endpoint again.
-const MAX_PAUSE: Duration = Duration::from_secs(5);
-
 /// From here on the client sees what happens.
 fn commit(
     shared: Arc<Shared>,
     won: Won,
     lease: Lease,
-    routed: &Routed,
+    routed: Routed,
     version: &Version,
+    past: Past,
     mut record: Record,
 ) -> Response<ReplyBody> {
     let (request_id, attempts) = (record.request_id.clone(), record.attempts());
@@ -325,9 +280,7 @@ fn commit(
         }
         Won::Stream { headers, reader, held, ended } => {
             record.first_token(crate::clock::now() - record.started);
-            let inter_token = routed.timeouts.inter_token;
-            let mut relay =
-                Box::new(Relay::new(shared, reader, lease, held, inter_token, routed.total, record));
+            let mut relay = Box::new(Relay::new(shared, reader, lease, held, routed, past, record));
             if ended {
                 relay.end();
             }

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use backstop_core::balance::{self, Candidate, Tier};
 use backstop_core::table::{
-    BalancePolicy, EndpointSpec, OutlierSpec, ReadinessSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec,
-    Timeouts,
+    BalancePolicy, EndpointSpec, OutlierSpec, ReadinessSpec, ResumeSpec, RetrySpec, RuleSpec, ServiceSpec,
+    TableSpec, Timeouts,
 };
 use http::{HeaderMap, HeaderValue};
 
@@ -35,6 +35,7 @@ pub(crate) struct Service {
     rules: Vec<RuleSpec>,
     pub(crate) timeouts: Timeouts,
     pub(crate) retry: RetrySpec,
+    pub(crate) resume: Arc<ResumeSpec>,
     pub(crate) outlier: OutlierSpec,
 }
 
@@ -178,6 +179,7 @@ impl Service {
             rules: spec.rules.clone(),
             timeouts: spec.timeouts,
             retry: spec.retry,
+            resume: Arc::new(spec.resume.clone()),
             outlier: spec.outlier,
         }
     }
@@ -224,6 +226,10 @@ impl Version {
             }
         }
         self.choose(open, Endpoint::may_serve, wish, now).map(|endpoint| endpoint.lease_regardless(wish.kind))
+    }
+
+    pub(crate) fn has(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.targets.iter().any(|target| Arc::ptr_eq(&target.endpoint, endpoint))
     }
 
     /// Whether an endpoint other than `endpoint` could take a request now.

@@ -6,9 +6,10 @@ mod intent;
 use std::time::Duration;
 
 use backstop_core::table::{
-    Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyCheck, DependencyEffect, DependencySpec,
-    EndpointSpec, Engine, HealthSpec, InferenceSpec, OutlierSpec, Protocol, ReadinessSpec, RegionMode,
-    RegionSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec, Target, Timeouts, TlsSpec, VersionSpec,
+    Across, Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyCheck, DependencyEffect,
+    DependencySpec, EndpointSpec, Engine, HealthSpec, InferenceSpec, OutlierSpec, Protocol, ReadinessSpec,
+    RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec,
+    Target, Timeouts, TlsSpec, VersionSpec,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -100,6 +101,11 @@ fn minimal_service() -> ServiceSpec {
             total: Duration::from_secs(300),
         },
         retry: RetrySpec { attempts: 2, backoff: Duration::from_millis(200) },
+        resume: ResumeSpec {
+            attempts: 2,
+            modes: vec![ResumeMode::Continue, ResumeMode::Replay],
+            across: vec![Across::Version, Across::Stable],
+        },
         breaker: BreakerSpec { failures: 5, open: Duration::from_secs(10) },
         outlier: OutlierSpec {
             interval: Duration::from_secs(10),

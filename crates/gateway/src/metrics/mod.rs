@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use backstop_core::health::State;
 use backstop_core::status::DependencyState;
+use backstop_core::table::ResumeMode;
 use backstop_openai::Usage;
 
 use crate::Shared;
@@ -61,6 +62,8 @@ metrics! {
         "Requests that failed or were cut, by the code of the error that the client got.";
     RETRIES = Counter "backstop_retries_total" VERSION,
         "Attempts beyond the first of a request.";
+    RESUMES = Counter "backstop_resumes_total" &["service", "version", "mode"],
+        "Streams that ended too soon and were carried on by the version (mode: continue or replay).";
     FIRST_TOKEN = Histogram "backstop_first_token_seconds" VERSION,
         "From the request to the first meaningful output of a stream, retries included.";
     PER_TOKEN = Histogram "backstop_time_per_output_token_seconds" VERSION,
@@ -153,6 +156,8 @@ pub(crate) struct VersionMetrics {
     ended: [AtomicU64; Ended::COUNT],
     errors: ByCode,
     retries: AtomicU64,
+    /// By [`ResumeMode`].
+    resumes: [AtomicU64; 2],
     first_token: Histogram,
     per_token: Histogram,
     duration: Histogram,
@@ -167,6 +172,10 @@ impl VersionMetrics {
 
     pub(crate) fn first_token(&self, after: Duration) {
         self.first_token.observe(after);
+    }
+
+    pub(crate) fn resumed(&self, mode: ResumeMode) {
+        self.resumes[mode as usize].fetch_add(1, Relaxed);
     }
 
     /// `code` is that of the error the client got, if any.
@@ -231,6 +240,10 @@ fn add_versions(page: &mut Page, table: &Table) {
                 page.add(&ERRORS, &[service_name, version_name, code], count as f64);
             }
             page.add(&RETRIES, &names, metrics.retries.load(Relaxed) as f64);
+            for (mode, name) in [(ResumeMode::Continue, "continue"), (ResumeMode::Replay, "replay")] {
+                let count = metrics.resumes[mode as usize].load(Relaxed);
+                page.add(&RESUMES, &[service_name, version_name, name], count as f64);
+            }
             page.add_histogram(&FIRST_TOKEN, &names, &metrics.first_token);
             page.add_histogram(&PER_TOKEN, &names, &metrics.per_token);
             page.add_histogram(&DURATION, &names, &metrics.duration);

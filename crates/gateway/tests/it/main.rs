@@ -20,6 +20,7 @@ mod input;
 mod metrics;
 mod own_health;
 mod refusals;
+mod resume;
 mod retry;
 mod stream_end;
 mod world;

@@ -9,8 +9,8 @@ use backstop_core::event::What;
 use backstop_core::health::State;
 use backstop_core::status::{EndpointStatus, Totals};
 use backstop_core::table::{
-    BalancePolicy, BreakerSpec, EndpointSpec, Engine, HealthSpec, OutlierSpec, RegionSpec, RetrySpec,
-    ServiceSpec, TableSpec, Timeouts, VersionSpec,
+    BalancePolicy, BreakerSpec, EndpointSpec, Engine, HealthSpec, OutlierSpec, RegionSpec, ResumeSpec,
+    RetrySpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
 };
 use backstop_engine_sim::{Sim, SimConfig, expected_text};
 use backstop_gateway::Gateway;
@@ -61,6 +61,7 @@ pub(crate) fn service(sims: &[Sim]) -> ServiceSpec {
             total: LONG,
         },
         retry: RetrySpec { attempts: 2, backoff: ms(2) },
+        resume: ResumeSpec { attempts: 0, modes: Vec::new(), across: Vec::new() },
         breaker: BreakerSpec { failures: 1000, open: LONG },
         outlier: OutlierSpec { interval: LONG, ejection: LONG, max_ejected: 0.5 },
         health: HealthSpec {

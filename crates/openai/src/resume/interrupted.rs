@@ -36,6 +36,17 @@ pub enum Hindrance {
     UsageUnknown,
 }
 
+/// What came before the last attempt.
+#[derive(Debug, Clone, Copy)]
+pub enum Before<'a> {
+    /// It was the first one.
+    Nothing,
+    /// It went on from there.
+    Continued(&'a Interrupted),
+    /// It began anew, and has caught up with that.
+    Replayed(&'a Interrupted),
+}
+
 /// What is to be done to give the client the rest.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Next {
@@ -58,9 +69,8 @@ pub struct Interrupted {
 }
 
 impl Interrupted {
-    /// `body` is the client's request; `state` what the client has received of the answer, the first part of which, if it
-    /// was carried on before, is `before`.
-    pub fn new(api: Api, body: &[u8], state: &StreamState, before: Option<&Self>) -> Result<Self, Hindrance> {
+    /// `body` is the client's request, `state` what the last attempt has brought.
+    pub fn new(api: Api, body: &[u8], state: &StreamState, before: Before<'_>) -> Result<Self, Hindrance> {
         if !matches!(api, Api::Chat | Api::Completions) {
             return Err(Hindrance::Api);
         }
@@ -75,8 +85,9 @@ impl Interrupted {
         let text = state.transcript.text().ok_or(Hindrance::TooLong)?;
         let tokens = state.usage.map_or(state.pieces, |usage| usage.output.max(state.pieces));
         let (text, tokens, head) = match before {
-            Some(before) => (before.text.clone() + text, before.tokens + tokens, before.head.clone()),
-            None => (text.to_owned(), tokens, Head::of(state.first.as_deref())),
+            Before::Nothing => (text.to_owned(), tokens, Head::of(state.first.as_deref())),
+            Before::Continued(old) => (old.text.clone() + text, old.tokens + tokens, old.head.clone()),
+            Before::Replayed(old) => (text.to_owned(), tokens, old.head.clone()),
         };
         if text.len() > crate::stream::MAX_TRANSCRIPT {
             return Err(Hindrance::TooLong);
@@ -87,6 +98,11 @@ impl Interrupted {
     /// The text that the client has.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// In that text, by the engine's account or as pieces.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
     }
 
     /// How to go on from the text so far; `None` if this request can't be put that way.
@@ -226,7 +242,12 @@ mod tests {
 
     fn interrupted(request: &Value) -> Result<Interrupted, Hindrance> {
         let api = if request.get("prompt").is_some() { Api::Completions } else { Api::Chat };
-        Interrupted::new(api, request.to_string().as_bytes(), &state(api, &["Once ", "upon"]), None)
+        Interrupted::new(
+            api,
+            request.to_string().as_bytes(),
+            &state(api, &["Once ", "upon"]),
+            Before::Nothing,
+        )
     }
 
     #[track_caller]
@@ -304,10 +325,16 @@ mod tests {
         for (event, expected) in [(tool, Hindrance::ToolCall), (thought, Hindrance::OtherOutput)] {
             let mut state = state(Api::Chat, &["a"]);
             scan(Api::Chat, event.as_bytes(), &mut state).expect("a good event");
-            assert_eq!(Interrupted::new(Api::Chat, body.as_bytes(), &state, None).err(), Some(expected));
+            assert_eq!(
+                Interrupted::new(Api::Chat, body.as_bytes(), &state, Before::Nothing).err(),
+                Some(expected)
+            );
         }
         let state = state(Api::Chat, &["a"]);
-        assert_eq!(Interrupted::new(Api::Responses, b"{}", &state, None).err(), Some(Hindrance::Api));
+        assert_eq!(
+            Interrupted::new(Api::Responses, b"{}", &state, Before::Nothing).err(),
+            Some(Hindrance::Api)
+        );
     }
 
     #[test]
@@ -316,7 +343,8 @@ mod tests {
         let body = request.to_string();
         let first = interrupted(&request).expect("a chat");
         let second = state(Api::Chat, &[" a", " time"]);
-        let second = Interrupted::new(Api::Chat, body.as_bytes(), &second, Some(&first)).expect("a chat");
+        let second =
+            Interrupted::new(Api::Chat, body.as_bytes(), &second, Before::Continued(&first)).expect("a chat");
         assert_eq!(second.text(), "Once upon a time");
         let Ok(Some(Next::Send(body))) = second.continued(Dialect::TrailingMessage) else {
             panic!("to be sent")

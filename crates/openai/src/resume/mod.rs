@@ -9,5 +9,5 @@
 mod interrupted;
 mod splice;
 
-pub use interrupted::{Dialect, Hindrance, Interrupted, Next};
+pub use interrupted::{Before, Dialect, Hindrance, Interrupted, Next};
 pub use splice::{Diverged, Splice, Spliced};

@@ -1,0 +1,270 @@
+//! Carries a stream that ended too soon on elsewhere, so that the client does not notice.
+//!
+//! What can be carried on, and how the new events become the rest of the old stream, is
+//! [`backstop_openai::resume`]'s knowledge. Here it is decided where, how often, and in which of the ways.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop_core::breaker::Outcome;
+use backstop_core::table::{Engine, ResumeMode};
+use backstop_openai::resume::{Before, Dialect, Hindrance, Interrupted, Next, Splice, Spliced};
+use backstop_openai::stream::StreamState;
+use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
+
+use crate::attempt::{self, Won};
+use crate::endpoint::{AnswerKind, Endpoint, Lease};
+use crate::failover::{self, Past};
+use crate::fault::Fault;
+use crate::request::Routed;
+use crate::stream::{Step, StreamReader};
+use crate::table::Version;
+use crate::{Shared, clock};
+
+/// What it takes to carry a stream on.
+pub(crate) struct Resumption {
+    routed: Routed,
+    past: Past,
+    request_id: HeaderValue,
+    /// Attempts left.
+    left: u32,
+    /// How the stream was carried on last, and from where.
+    last: Option<(ResumeMode, Interrupted)>,
+}
+
+/// The rest of a stream.
+pub(crate) struct Rest {
+    pub(crate) from: Source,
+    /// To be sent at once.
+    pub(crate) events: Bytes,
+    pub(crate) mode: ResumeMode,
+    pub(crate) version: Arc<Version>,
+    pub(crate) endpoint: Arc<str>,
+}
+
+pub(crate) enum Source {
+    Stream {
+        reader: StreamReader,
+        lease: Lease,
+        splice: Splice,
+        ended: bool,
+    },
+    /// Nothing more is to come, whatever the engine has to say.
+    Ended {
+        lease: Option<Lease>,
+    },
+}
+
+/// Why one attempt did not carry the stream on.
+enum Failure {
+    /// The endpoint failed, and nothing else is to be tried on it.
+    Fault(Fault),
+    /// This way does not work there.
+    Mode,
+}
+
+impl Resumption {
+    /// `None` if streams of this request are not carried on.
+    pub(crate) fn new(routed: Routed, past: Past, request_id: HeaderValue) -> Option<Self> {
+        let left = routed.resume.attempts;
+        (left > 0).then_some(Self { routed, past, request_id, left, last: None })
+    }
+
+    /// Tokens that the client got before the last attempt began, by its account; they are not in its own.
+    pub(crate) fn tokens_before(&self) -> u64 {
+        match &self.last {
+            Some((ResumeMode::Continue, before)) => before.tokens(),
+            _ => 0,
+        }
+    }
+
+    /// What the client has of the answer, if it can be carried on from there.
+    pub(crate) fn interrupted(&self, state: &StreamState) -> Result<Interrupted, Hindrance> {
+        let before = match &self.last {
+            None => Before::Nothing,
+            Some((ResumeMode::Continue, old)) => Before::Continued(old),
+            Some((ResumeMode::Replay, old)) => Before::Replayed(old),
+        };
+        Interrupted::new(self.routed.api, &self.routed.body, state, before)
+    }
+
+    /// Carries on from `lost`, which `endpoint` left behind with `fault`; gives the fault back if nothing helps.
+    pub(crate) async fn carry_on(
+        mut self,
+        shared: Arc<Shared>,
+        lost: Interrupted,
+        endpoint: Arc<Endpoint>,
+        fault: Fault,
+    ) -> (Self, Result<Rest, Fault>) {
+        self.past.failed(endpoint, &fault);
+        match shared.unless_closing(self.attempts(&shared, &lost)).await.flatten() {
+            Some(rest) => {
+                self.last = Some((rest.mode, lost));
+                (self, Ok(rest))
+            }
+            None => (self, Err(fault)),
+        }
+    }
+
+    async fn attempts(&mut self, shared: &Shared, lost: &Interrupted) -> Option<Rest> {
+        while self.left > 0 && clock::now() < self.routed.total.deadline {
+            // As it is now: a stream never goes on in a version that has been taken back meanwhile.
+            let table = shared.table.load_full();
+            let across = Arc::clone(&self.routed.resume);
+            let next = failover::next(&table, &self.routed, &mut self.past, &across.across).await;
+            let (version, lease) = next?;
+            let endpoint = Arc::clone(lease.endpoint());
+            let mut lease = Some(lease);
+            let mut fault = Fault::Truncated;
+            for mode in &across.modes {
+                let Some(request) = self.request(lost, *mode, &endpoint) else { continue };
+                let (request, splice) = match request {
+                    Request::Send(request, splice) => (request, splice),
+                    Request::Finish(events) => {
+                        let from = Source::Ended { lease: None };
+                        let (version, endpoint) = (Arc::clone(version), Arc::clone(&endpoint.id.url));
+                        return Some(Rest { from, events, mode: *mode, version, endpoint });
+                    }
+                };
+                if self.left == 0 {
+                    break;
+                }
+                self.left -= 1;
+                let lease = lease.take().unwrap_or_else(|| endpoint.lease_regardless(AnswerKind::Stream));
+                let sent = Sent { request: &request, version, request_id: &self.request_id };
+                match sent.run(shared, lease, splice).await {
+                    Ok((from, events)) => {
+                        let (version, endpoint) = (Arc::clone(version), Arc::clone(&endpoint.id.url));
+                        return Some(Rest { from, events, mode: *mode, version, endpoint });
+                    }
+                    Err(Failure::Mode) if *mode == ResumeMode::Continue => endpoint.refuses_prefill(),
+                    Err(Failure::Mode) => {}
+                    Err(Failure::Fault(other)) => {
+                        fault = other;
+                        break;
+                    }
+                }
+            }
+            self.past.add(endpoint, fault);
+        }
+        None
+    }
+
+    /// What to send to `endpoint`; `None` if it can't be asked in this way.
+    fn request(&self, lost: &Interrupted, mode: ResumeMode, endpoint: &Endpoint) -> Option<Request> {
+        match mode {
+            ResumeMode::Replay => Some(Request::Send(self.routed.clone(), lost.splice_replayed())),
+            ResumeMode::Continue => {
+                let dialect = dialect(endpoint.settings.load().spec.engine)?;
+                if endpoint.has_refused_prefill() {
+                    return None;
+                }
+                Some(match lost.continued(dialect).ok()?? {
+                    Next::Send(body) => Request::Send(self.routed.with_body(body), lost.splice_continued()),
+                    Next::Finish(events) => Request::Finish(events),
+                })
+            }
+        }
+    }
+}
+
+#[expect(clippy::large_enum_variant, reason = "taken apart at once")]
+enum Request {
+    Send(Routed, Splice),
+    Finish(Bytes),
+}
+
+/// How an engine goes on with an answer; `None` if it does not.
+fn dialect(engine: Engine) -> Option<Dialect> {
+    match engine {
+        Engine::Vllm | Engine::Sglang | Engine::Sim => Some(Dialect::ContinueFinalMessage),
+        Engine::LlamaCpp | Engine::Ollama => Some(Dialect::TrailingMessage),
+        Engine::OpenAi => None,
+    }
+}
+
+/// One attempt.
+struct Sent<'a> {
+    request: &'a Routed,
+    version: &'a Version,
+    request_id: &'a HeaderValue,
+}
+
+impl Sent<'_> {
+    async fn run(&self, shared: &Shared, lease: Lease, splice: Splice) -> Result<(Source, Bytes), Failure> {
+        let won = attempt::run(shared, self.request, self.version, lease, self.request_id).await;
+        match won.map_err(Failure::Fault)? {
+            (Won::Stream { reader, held, ended, .. }, lease) => {
+                self.catch_up(reader, lease, splice, &held, ended).await
+            }
+            // It does not take such a request.
+            (Won::Plain { .. }, lease) => {
+                lease.finish(Outcome::Neutral);
+                Err(Failure::Mode)
+            }
+        }
+    }
+
+    /// Reads until there is something that the client does not have yet.
+    async fn catch_up(
+        &self,
+        mut reader: StreamReader,
+        lease: Lease,
+        mut splice: Splice,
+        held: &[u8],
+        mut ended: bool,
+    ) -> Result<(Source, Bytes), Failure> {
+        let mut events = BytesMut::new();
+        let mut read = splice.events(held);
+        loop {
+            match read {
+                Ok(Spliced::Events(more)) => events.extend_from_slice(&more),
+                Ok(Spliced::Finished(more)) => {
+                    events.extend_from_slice(&more);
+                    return Ok((Source::Ended { lease: Some(lease) }, events.freeze()));
+                }
+                Err(_) => {
+                    lease.finish(Outcome::Neutral);
+                    return Err(Failure::Mode);
+                }
+            }
+            if splice.has_caught_up() && (ended || !events.is_empty()) {
+                return Ok((Source::Stream { reader, lease, splice, ended }, events.freeze()));
+            }
+            if ended {
+                lease.finish(Outcome::Neutral);
+                return Err(Failure::Mode);
+            }
+            let step = match self.step(&mut reader).await {
+                Some(step) => step,
+                None => Step::Fault(Bytes::new(), Fault::Stalled(self.request.timeouts.inter_token)),
+            };
+            match step {
+                Step::Events(block) => {
+                    lease.progress();
+                    read = splice.events(&block);
+                }
+                Step::End(block) => {
+                    ended = true;
+                    read = splice.events(&block);
+                }
+                Step::Fault(_, fault) => {
+                    if fault.is_silence() {
+                        lease.timed_out();
+                    }
+                    lease.finish(fault.outcome());
+                    return Err(Failure::Fault(fault));
+                }
+            }
+        }
+    }
+
+    /// `None` if nothing comes for too long.
+    async fn step(&self, reader: &mut StreamReader) -> Option<Step> {
+        let left = self.request.total.deadline.saturating_duration_since(clock::now());
+        let limit = self.request.timeouts.inter_token.min(left.max(Duration::from_millis(1)));
+        tokio::time::timeout(limit, poll_fn(|cx| reader.poll_step(cx))).await.ok()
+    }
+}
