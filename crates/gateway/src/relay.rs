@@ -40,6 +40,8 @@ pub(crate) struct Relay {
     resumption: Option<Box<Resumption>>,
 }
 
+type Attempts = Pin<Box<dyn Future<Output = (Resumption, Result<Rest, Fault>)> + Send>>;
+
 #[expect(clippy::large_enum_variant, reason = "nearly always the large one")]
 enum Source {
     Flowing {
@@ -49,7 +51,7 @@ enum Source {
         splice: Option<Box<Splice>>,
     },
     /// Further attempts are being made.
-    Resuming(Pin<Box<dyn Future<Output = (Resumption, Result<Rest, Fault>)> + Send>>),
+    Resuming(Attempts),
     Ended,
 }
 

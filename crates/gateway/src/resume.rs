@@ -44,6 +44,7 @@ pub(crate) struct Rest {
     pub(crate) endpoint: Arc<str>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "taken apart at once")]
 pub(crate) enum Source {
     Stream {
         reader: StreamReader,
