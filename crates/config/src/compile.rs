@@ -2,9 +2,9 @@
 
 use backstop_core::table::{
     Across, Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyEffect, DependencySpec, DnsSpec,
-    EndpointSpec, Engine, HealthSpec, InferenceSpec, KeySpec, OutlierSpec, Protocol, ReadinessSpec,
-    RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec, ServiceSpec, TableSpec,
-    Timeouts, TlsSpec, TokenSpec, VersionSpec,
+    EndpointSpec, Engine, FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, KeySpec, OutlierSpec,
+    Protocol, ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec,
+    ServiceSpec, TableSpec, Timeouts, TlsSpec, TokenSpec, VersionSpec, When,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -84,12 +84,18 @@ fn service(service: &types::Service) -> ServiceSpec {
         },
         dependencies: service.dependencies.iter().map(dependency).collect(),
         timeouts: timeouts(&service.timeouts),
-        retry: RetrySpec { attempts: service.retry.attempts, backoff: service.retry.backoff.0 },
+        retry: RetrySpec {
+            attempts: service.retry.attempts,
+            backoff: service.retry.backoff.0,
+            budget: service.retry.budget.share(),
+            retry_after_max: service.retry.retry_after_max.0,
+        },
         resume: ResumeSpec {
             attempts: service.resume.attempts,
             modes: service.resume.modes.iter().map(resume_mode).collect(),
             across: service.resume.across.iter().map(across).collect(),
         },
+        fallback: service.fallback.iter().filter_map(fallback).collect(),
         breaker: BreakerSpec { failures: service.breaker.failures, open: service.breaker.open.0 },
         outlier: OutlierSpec {
             interval: service.outlier.interval.0,
@@ -185,7 +191,21 @@ fn across(across: &types::Across) -> Across {
     match across {
         types::Across::Version => Across::Version,
         types::Across::Stable => Across::Stable,
+        types::Across::Fallback => Across::Fallback,
     }
+}
+
+/// `None` for an entry without a step, which the check has ruled out.
+fn fallback(fallback: &types::Fallback) -> Option<FallbackSpec> {
+    let service = fallback.service.as_ref().map(|name| FallbackStep::Service(text(name)));
+    let step = service
+        .or(fallback.max_tokens.map(FallbackStep::MaxTokens))
+        .or(fallback.text.clone().map(FallbackStep::Static))?;
+    let when = When {
+        failure: fallback.when.contains(&types::Trouble::Failure),
+        overload: fallback.when.contains(&types::Trouble::Overload),
+    };
+    Some(FallbackSpec { step, when })
 }
 
 fn timeouts(timeouts: &types::Timeouts) -> Timeouts {

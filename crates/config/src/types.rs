@@ -196,6 +196,10 @@ pub(crate) struct Service {
     /// Carrying on elsewhere with a stream that ended too soon.
     #[serde(default)]
     pub(crate) resume: Resume,
+    /// What to do, in this order, when the service can't answer as asked. Each entry has one of `service`,
+    /// `max_tokens` and `static`.
+    #[serde(default)]
+    pub(crate) fallback: Vec<Fallback>,
     /// Takes an endpoint out after failures in a row.
     #[serde(default)]
     pub(crate) breaker: Breaker,
@@ -477,6 +481,13 @@ pub(crate) struct Retry {
     /// Mean pause before an endpoint is tried again; doubles each time, with jitter.
     #[schemars(extend("x-min" = "0s", "x-max" = "1h"))]
     pub(crate) backoff: Span,
+    /// Largest share of the requests in flight that may be retries, fallbacks or resumes; three always may. Replacing
+    /// an attempt whose endpoint is gone does not count.
+    pub(crate) budget: Percent,
+    /// An endpoint's `Retry-After` is waited for if it is no longer than this and nothing but another version or
+    /// service could answer instead.
+    #[schemars(extend("x-min" = "0s", "x-max" = "5m"))]
+    pub(crate) retry_after_max: Span,
 }
 
 /// Carrying on elsewhere with a stream whose endpoint died, stalled or sent garbage, without the client noticing.
@@ -516,6 +527,41 @@ pub(crate) enum Across {
     Version,
     /// The service's stable version.
     Stable,
+    /// The services of its `fallback` list.
+    Fallback,
+}
+
+/// A way to answer when a service can't answer as asked. Answers say which it was in `x-backstop-degraded`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "fallback", transform = ordered::<Self>)]
+pub(crate) struct Fallback {
+    /// Ask the stable version of this service, such as one with a smaller model.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) service: Option<Name>,
+    /// Ask again for so many tokens at most.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1000000), extend("x-default" = "none"))]
+    pub(crate) max_tokens: Option<u64>,
+    /// Answer chats and completions with this text.
+    #[serde(default, rename = "static")]
+    #[schemars(length(min = 1, max = 4096), extend("x-default" = "none"))]
+    pub(crate) text: Option<String>,
+    /// For which troubles.
+    #[serde(default = "always")]
+    pub(crate) when: Vec<Trouble>,
+}
+
+/// A trouble that a fallback is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "trouble")]
+pub(crate) enum Trouble {
+    /// No endpoint can answer.
+    Failure,
+    /// There is more to do than endpoints can take.
+    Overload,
 }
 
 /// Takes an endpoint out after failures in a row.
@@ -651,7 +697,12 @@ impl Default for Timeouts {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts: 2, backoff: Span::millis(200) }
+        Self {
+            attempts: 2,
+            backoff: Span::millis(200),
+            budget: Percent::new(20.0),
+            retry_after_max: Span::secs(5),
+        }
     }
 }
 
@@ -721,6 +772,10 @@ fn dependency_up() -> u32 {
 
 fn dependency_down() -> u32 {
     3
+}
+
+fn always() -> Vec<Trouble> {
+    vec![Trouble::Failure, Trouble::Overload]
 }
 
 fn one() -> f64 {

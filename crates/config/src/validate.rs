@@ -33,6 +33,7 @@ pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
         validator.checks(service, &path);
         validator.dependencies(service, &path);
         validator.regions(service, &path);
+        validator.fallback(service, root, &path);
     }
 }
 
@@ -148,6 +149,31 @@ impl Validator<'_> {
             let problem = Problem::new(self.file, node.at, format!("{path}.regions.mode"), message);
             self.problems
                 .push(problem.value(node.shown()).expected("`order` next to it: regions by preference"));
+        }
+    }
+
+    /// Each entry is one thing, and the service that it names is another one.
+    fn fallback(&mut self, service: &Node, root: &Node, path: &str) {
+        const STEPS: [&str; 3] = ["service", "max_tokens", "static"];
+        let services = items(root, "services");
+        let names: Vec<&Node> = services.iter().filter_map(|service| service.get("name")).collect();
+        for (index, entry) in items(service, "fallback").iter().enumerate() {
+            let path = format!("{path}.fallback[{index}]");
+            let given: Vec<&Node> = STEPS.iter().filter_map(|step| entry.get(step)).collect();
+            if given.len() != 1 {
+                let message =
+                    if given.is_empty() { "says nothing to do" } else { "says several things to do" };
+                let problem = Problem::new(self.file, entry.at, path.clone(), message.to_owned());
+                self.problems.push(problem.expected("one of `service`, `max_tokens` or `static`"));
+            }
+            let Some(named) = entry.get("service") else { continue };
+            if named.text().is_some() && named.text() == service.get("name").and_then(Node::text) {
+                let message = format!("`{}` can't stand in for itself", named.shown());
+                let problem = Problem::new(self.file, named.at, format!("{path}.service"), message);
+                self.problems.push(problem.value(named.shown()).expected("another service"));
+            } else if names.len() == services.len() {
+                self.exists("service", named, &names, format!("{path}.service"));
+            }
         }
     }
 

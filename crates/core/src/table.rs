@@ -118,6 +118,8 @@ pub struct ServiceSpec {
     pub timeouts: Timeouts,
     pub retry: RetrySpec,
     pub resume: ResumeSpec,
+    /// In this order.
+    pub fallback: Vec<FallbackSpec>,
     pub breaker: BreakerSpec,
     pub outlier: OutlierSpec,
     pub health: HealthSpec,
@@ -412,12 +414,45 @@ pub struct Timeouts {
     pub total: Duration,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RetrySpec {
     /// Further attempts after the first, 0–10.
     pub attempts: u32,
     /// Mean pause before a retry that has to go to an endpoint already tried; doubles each time, with jitter.
     pub backoff: Duration,
+    /// Largest share of a service's requests in flight that may be retries, fallbacks or resumes, 0–1; three always
+    /// may.
+    pub budget: f64,
+    /// An endpoint's `Retry-After` is waited for if it is no longer than this and the alternative is another version
+    /// or service.
+    pub retry_after_max: Duration,
+}
+
+/// What to do for a client when a service can't answer as asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FallbackSpec {
+    pub step: FallbackStep,
+    pub when: When,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FallbackStep {
+    /// Ask the stable version of this service.
+    Service(String),
+    /// Ask again for so many tokens at most.
+    MaxTokens(u64),
+    /// Answer with this text.
+    Static(String),
+}
+
+/// Which troubles a fallback is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct When {
+    /// No endpoint can answer.
+    pub failure: bool,
+    /// There is more to do than endpoints can take.
+    pub overload: bool,
 }
 
 /// Carrying on elsewhere with a stream that ended too soon.
@@ -447,6 +482,8 @@ pub enum Across {
     Version,
     /// The service's stable version.
     Stable,
+    /// The services of its `fallback`.
+    Fallback,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

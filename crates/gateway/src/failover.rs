@@ -3,16 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::table::Across;
+use backstop_core::table::{Across, FallbackStep};
 
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::fault::Fault;
 use crate::request::Routed;
-use crate::table::{Table, Version, Wish};
+use crate::table::{Service, Table, Version, Wish};
 use crate::{attempt, clock};
-
-/// The longest that a request waits before it tries an endpoint again.
-const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a request has been through.
 #[derive(Default)]
@@ -21,6 +18,8 @@ pub(crate) struct Past {
     /// Endpoints that have failed, and those of them that may not be asked again.
     tried: Vec<Arc<Endpoint>>,
     hopeless: Vec<Arc<Endpoint>>,
+    /// Endpoints that have spoken for their whole version: nothing more is sent to it.
+    refused_by: Vec<Arc<Endpoint>>,
     pauses: u32,
     pub(crate) last: Option<Fault>,
 }
@@ -38,8 +37,16 @@ impl Past {
         Wish { kind, turn, session: routed.session }
     }
 
+    /// Whether nothing more is to be sent to any endpoint of `version`.
+    fn is_hopeless(&self, version: &Version) -> bool {
+        self.refused_by.iter().any(|endpoint| version.has(endpoint))
+    }
+
     /// The same if the fault is kept elsewhere.
     pub(crate) fn failed(&mut self, endpoint: Arc<Endpoint>, fault: &Fault) {
+        if matches!(fault, Fault::Credentials(_)) {
+            self.refused_by.push(Arc::clone(&endpoint));
+        }
         if !fault.may_pass() {
             self.hopeless.push(Arc::clone(&endpoint));
         }
@@ -53,47 +60,92 @@ pub(crate) fn assigned<'t>(table: &'t Table, routed: &Routed) -> Option<&'t Arc<
     Some(service.version(&routed.version).unwrap_or(service.stable()))
 }
 
+/// Where to go next.
+pub(crate) struct Choice<'t> {
+    pub(crate) service: &'t Arc<Service>,
+    pub(crate) version: &'t Arc<Version>,
+    pub(crate) lease: Lease,
+}
+
 /// An endpoint of the versions that `across` allows: in their order one that has not been tried yet, else one that has.
+/// Where an endpoint has asked for a short pause, that is waited for rather than to answer by another model.
 pub(crate) async fn next<'t>(
     table: &'t Table,
     routed: &Routed,
     past: &mut Past,
     across: &[Across],
-) -> Option<(&'t Arc<Version>, Lease)> {
-    let service = table.services.get(&routed.service)?;
-    let versions: Vec<&Arc<Version>> = across
-        .iter()
-        .map(|across| match across {
-            Across::Version => service.version(&routed.version).unwrap_or(service.stable()),
-            Across::Stable => service.stable(),
-        })
-        .collect();
-    for version in &versions {
-        let wish = past.wish(version, routed);
-        if let Some(lease) = version.lease(&past.tried, wish, clock::now()) {
-            return Some((version, lease));
+) -> Option<Choice<'t>> {
+    let candidates = candidates(table, routed, across);
+    let (first, others) = candidates.split_first()?;
+    if let Some(choice) = untried(*first, routed, past) {
+        return Some(choice);
+    }
+    let asked_to_wait = past.last.as_ref().is_some_and(|fault| {
+        fault.is_back_pressure()
+            && fault.retry_after().is_some_and(|wait| wait <= routed.retry.retry_after_max)
+    });
+    if asked_to_wait && let Some(choice) = again(&candidates[..1], routed, past).await {
+        return Some(choice);
+    }
+    if let Some(choice) = others.iter().find_map(|other| untried(*other, routed, past)) {
+        return Some(choice);
+    }
+    again(&candidates, routed, past).await
+}
+
+type Candidate<'t> = (&'t Arc<Service>, &'t Arc<Version>);
+
+/// Versions that may answer, each once.
+fn candidates<'t>(table: &'t Table, routed: &Routed, across: &[Across]) -> Vec<Candidate<'t>> {
+    let Some(service) = table.services.get(&routed.service) else { return Vec::new() };
+    let mut all: Vec<Candidate<'t>> = Vec::with_capacity(2);
+    let mut add = |service: &'t Arc<Service>, version: &'t Arc<Version>| {
+        if !all.iter().any(|(_, other)| Arc::ptr_eq(other, version)) {
+            all.push((service, version));
+        }
+    };
+    for across in across {
+        match across {
+            Across::Version => add(service, service.version(&routed.version).unwrap_or(service.stable())),
+            Across::Stable => add(service, service.stable()),
+            Across::Fallback => {
+                for entry in &service.fallback {
+                    if let FallbackStep::Service(name) = &entry.step
+                        && let Some(other) = table.services.get(name.as_str())
+                    {
+                        add(other, other.stable());
+                    }
+                }
+            }
         }
     }
-    again(&versions, routed, past).await
+    all
+}
+
+fn untried<'t>((service, version): Candidate<'t>, routed: &Routed, past: &mut Past) -> Option<Choice<'t>> {
+    if past.is_hopeless(version) {
+        return None;
+    }
+    let wish = past.wish(version, routed);
+    let lease = version.lease(&past.tried, wish, clock::now())?;
+    Some(Choice { service, version, lease })
 }
 
 /// An endpoint that was tried before, after a pause; but none that was silent: that would only double the wait.
-async fn again<'t>(
-    versions: &[&'t Arc<Version>],
-    routed: &Routed,
-    past: &mut Past,
-) -> Option<(&'t Arc<Version>, Lease)> {
+async fn again<'t>(candidates: &[Candidate<'t>], routed: &Routed, past: &mut Past) -> Option<Choice<'t>> {
     let hopeless = |endpoint: &Arc<Endpoint>| past.hopeless.iter().any(|other| Arc::ptr_eq(other, endpoint));
     let left = |version: &Version| past.tried.iter().any(|it| version.has(it) && !hopeless(it));
-    let version = *versions.iter().find(|version| left(version))?;
+    let (service, version) =
+        *candidates.iter().find(|(_, version)| !past.is_hopeless(version) && left(version))?;
     let asked_for = past.last.as_ref().and_then(Fault::retry_after).unwrap_or(Duration::ZERO);
     let pause = attempt::backoff(routed.retry.backoff, past.pauses).max(asked_for);
     past.pauses += 1;
-    if clock::now() + pause >= routed.total.deadline || pause > MAX_PAUSE {
+    let longest = routed.retry.retry_after_max.max(routed.retry.backoff * 2);
+    if pause > longest || clock::now() + pause >= routed.total.deadline {
         return None;
     }
     tokio::time::sleep(pause).await;
     let wish = past.wish(version, routed);
     let lease = version.lease(&past.hopeless, wish, clock::now())?;
-    Some((version, lease))
+    Some(Choice { service, version, lease })
 }

@@ -186,6 +186,11 @@ impl Fault {
         value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
     }
 
+    /// The endpoint does not exist any more, as far as the request is concerned: another takes its place.
+    pub(crate) fn endpoint_is_gone(&self) -> bool {
+        matches!(self, Self::Connect(_) | Self::Lost(_) | Self::Unhealthy | Self::Truncated)
+    }
+
     /// Whether the rest of a stream that ended so may be had elsewhere.
     pub(crate) fn leaves_the_rest_open(&self) -> bool {
         !matches!(self, Self::EventTooLong(_) | Self::Total(_) | Self::Closing)

@@ -3,6 +3,7 @@
 //! It serves from the last [`TableSpec`] it was given, for ever, and asks nobody anything while doing so. Start
 //! reading in `request`, which has the way of a request from top to bottom.
 
+mod answer;
 mod attempt;
 mod body;
 mod client_io;
@@ -14,6 +15,7 @@ mod failover;
 mod fault;
 mod headers;
 mod identity;
+mod load;
 mod local;
 mod machine;
 mod metrics;

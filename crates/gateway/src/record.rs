@@ -10,8 +10,9 @@ use http::{HeaderName, HeaderValue};
 use tracing::{info, warn};
 
 use crate::identity::Client;
+use crate::load::Active;
 use crate::metrics::{ByCode, Ended, VersionMetrics};
-use crate::table::Version;
+use crate::table::{Service, Version};
 use crate::{Shared, clock};
 use backstop_core::table::ResumeMode;
 use backstop_openai::Usage;
@@ -58,6 +59,9 @@ pub(crate) struct Record {
     version: Option<Arc<str>>,
     env: &'static str,
     endpoint: Option<Arc<str>>,
+    /// The request counts as one of its service's until it ends.
+    active: Option<Active>,
+    degraded: Option<String>,
     attempts: u32,
     resumes: u32,
     hindrance: Option<Hindrance>,
@@ -86,6 +90,8 @@ impl Record {
             version: None,
             env: "",
             endpoint: None,
+            active: None,
+            degraded: None,
             attempts: 0,
             resumes: 0,
             hindrance: None,
@@ -102,8 +108,9 @@ impl Record {
     }
 
     /// The request is understood and assigned to `version`.
-    pub(crate) fn routed(&mut self, service: &Arc<str>, version: &Version, stream: bool) {
-        self.service = Some(Arc::clone(service));
+    pub(crate) fn routed(&mut self, service: &Service, version: &Version, stream: bool) {
+        self.service = Some(Arc::clone(&service.name));
+        self.active = Some(service.load.enter());
         self.stream = stream;
         self.charge(version);
     }
@@ -136,6 +143,14 @@ impl Record {
         self.first_token = Some(after);
         if let Some(metrics) = &self.metrics {
             metrics.first_token(after);
+        }
+    }
+
+    /// The answer is not what was asked for, but `level` of the service's fallback.
+    pub(crate) fn degraded(&mut self, level: String) {
+        self.degraded = Some(level);
+        if let Some(metrics) = &self.metrics {
+            metrics.degraded();
         }
     }
 
@@ -215,6 +230,7 @@ impl Drop for Record {
                     stream = self.stream,
                     attempts = self.attempts,
                     resumes = self.resumes,
+                    degraded = self.degraded.as_deref(),
                     not_resumed = self.hindrance.map(tracing::field::display),
                     first_token_ms = self.first_token.map(milliseconds),
                     duration_ms = milliseconds(duration),

@@ -8,6 +8,7 @@ use backstop_core::table::{DependencySpec, EndpointSpec, ServiceSpec};
 use crate::dependency::{self, Dependency};
 use crate::endpoint::{Endpoint, EndpointId, Settings};
 use crate::events::Events;
+use crate::load::ServiceLoad;
 use crate::metrics::VersionMetrics;
 use crate::probe;
 use crate::table::{Service, Table};
@@ -17,6 +18,7 @@ pub(crate) struct Registry {
     entries: Mutex<HashMap<EndpointId, Entry>>,
     /// By service and version.
     metrics: Mutex<HashMap<(String, String), Arc<VersionMetrics>>>,
+    loads: Mutex<HashMap<String, Arc<ServiceLoad>>>,
     /// By service and name.
     dependencies: Mutex<HashMap<(String, String), WatchedDependency>>,
     pub(crate) events: Arc<Events>,
@@ -35,7 +37,13 @@ struct WatchedDependency {
 
 impl Registry {
     pub(crate) fn new(events: Arc<Events>) -> Self {
-        Self { entries: Mutex::default(), metrics: Mutex::default(), dependencies: Mutex::default(), events }
+        Self {
+            entries: Mutex::default(),
+            metrics: Mutex::default(),
+            loads: Mutex::default(),
+            dependencies: Mutex::default(),
+            events,
+        }
     }
 
     /// The endpoint that a spec names: the one that is known, with its new settings, or a new one.
@@ -76,6 +84,12 @@ impl Registry {
         Arc::clone(metrics.entry((service.to_owned(), version.to_owned())).or_default())
     }
 
+    /// What a service has to do: what it had, or nothing yet.
+    pub(crate) fn load(&self, service: &str) -> Arc<ServiceLoad> {
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(loads.entry(service.to_owned()).or_default())
+    }
+
     /// The dependency that a spec names: the one that is known, with its new settings, or a new one. One that is looked
     /// for elsewhere from now on is new.
     pub(crate) fn dependency(&self, service: &Arc<str>, spec: &DependencySpec) -> Arc<Dependency> {
@@ -111,6 +125,9 @@ impl Registry {
             table.services.get(service.as_str()).is_some_and(named)
         });
         drop(dependencies);
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads.retain(|service, _| table.services.contains_key(service.as_str()));
+        drop(loads);
         let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         metrics.retain(|(service, version), _| {
             table.services.get(service.as_str()).is_some_and(|service| service.version(version).is_some())

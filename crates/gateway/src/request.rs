@@ -8,9 +8,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use backstop_core::balance::mix;
-use backstop_core::breaker::Outcome;
 use backstop_openai::Api;
-use backstop_openai::peek::{Peek, peek};
+use backstop_openai::peek::{Peek, peek, with_model};
 use backstop_openai::stream::Expected;
 use bytes::Bytes;
 use http::request::Parts;
@@ -18,18 +17,17 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
 
-use crate::attempt::{self, Won};
 use crate::body::read_body;
-use crate::endpoint::{Lease, fnv1a};
-use crate::failover::{self, Past};
+use crate::endpoint::fnv1a;
 use crate::fault::{Fault, Refusal};
 use crate::identity::Client;
-use crate::record::{REQUEST_ID, Record};
-use crate::relay::{Relay, Total};
-use crate::reply::{self, ATTEMPTS, ReplyBody, VERSION};
-use crate::table::{Service, Table, Version};
-use crate::{Shared, local};
-use backstop_core::table::{Across, ResumeSpec, RetrySpec, Timeouts};
+use crate::load::ServiceLoad;
+use crate::record::Record;
+use crate::relay::Total;
+use crate::reply::{self, ReplyBody};
+use crate::table::{Service, Table};
+use crate::{Shared, answer, local};
+use backstop_core::table::{ResumeSpec, RetrySpec, Timeouts};
 
 /// Names the service where the body can't.
 const SERVICE: &str = "x-backstop-service";
@@ -55,10 +53,31 @@ pub(crate) struct Routed {
     pub(crate) version: Arc<str>,
     pub(crate) retry: RetrySpec,
     pub(crate) resume: Arc<ResumeSpec>,
+    /// Of the service that the client asked for.
+    pub(crate) load: Arc<ServiceLoad>,
     pub(crate) session: u64,
 }
 
 impl Routed {
+    /// The value of `model` in the body.
+    pub(crate) fn model(&self) -> String {
+        let quoted = self.model_span.as_ref().and_then(|span| self.body.get(span.clone()));
+        quoted.and_then(|quoted| serde_json::from_slice(quoted).ok()).unwrap_or_default()
+    }
+
+    /// The same request to another service, which knows another `model`.
+    pub(crate) fn to_service(&self, service: &Service) -> Self {
+        let body = match &self.model_span {
+            Some(span) => with_model(&self.body, span, &service.model),
+            None => self.body.clone(),
+        };
+        Self {
+            service: Arc::clone(&service.name),
+            version: Arc::clone(&service.stable().name),
+            ..self.with_body(body)
+        }
+    }
+
     /// The same request with another body of JSON.
     pub(crate) fn with_body(&self, body: Bytes) -> Self {
         let model_span = peek(&body).ok().map(|peek| peek.model_span);
@@ -78,7 +97,7 @@ pub(crate) async fn serve(
     }
     let mut record = Record::begin(&shared, &head);
     match shared.unless_closing(understand(&shared, peer, head, body, &mut record)).await {
-        Some(Ok(routed)) => attempts(shared, routed, record).await,
+        Some(Ok(routed)) => answer::answer(shared, routed, record).await,
         Some(Err(refusal)) => reply::refusal(&refusal, record),
         None => reply::fault(&Fault::Closing, &HeaderValue::from_static("none"), record),
     }
@@ -101,7 +120,7 @@ async fn understand(
     let (service, asked) = find_service(&table, api, &head.headers, &body, client.as_deref())?;
     let version = service.assign(&head.headers);
     let stream = asked.as_ref().is_some_and(|peek| peek.stream);
-    record.routed(&service.name, version, stream);
+    record.routed(service, version, stream);
     let session = head.headers.get(SESSION).map(|id| fnv1a(id.as_bytes()));
     let user = asked.as_ref().and_then(|peek| peek.user.as_ref()).map(|user| fnv1a(user.as_bytes()));
     let session = session.or(user).unwrap_or_else(|| fnv1a(&ip_octets(peer.ip())));
@@ -124,6 +143,7 @@ async fn understand(
         version: Arc::clone(&version.name),
         retry: service.retry,
         resume: Arc::clone(&service.resume),
+        load: Arc::clone(&service.load),
         session: mix(session),
     })
 }
@@ -224,74 +244,4 @@ fn known_models(table: &Table, client: Option<&Client>) -> String {
     let models = table.models(client);
     let shown = models.iter().take(20).map(|model| format!("`{model}`")).collect::<Vec<_>>().join(", ");
     if models.len() > 20 { format!("{shown}, …") } else { shown }
-}
-
-/// Attempts until one can be committed to, or nothing more can be done.
-async fn attempts(shared: Arc<Shared>, routed: Routed, mut record: Record) -> Response<ReplyBody> {
-    let mut past = Past::default();
-    loop {
-        // Each attempt looks at the table as it is now: a version may be gone since the last one.
-        let table = shared.table.load_full();
-        let next = failover::next(&table, &routed, &mut past, &[Across::Version, Across::Stable]);
-        let Some((version, lease)) = shared.unless_closing(next).await.flatten() else {
-            let header = failover::assigned(&table, &routed).map(|version| version.header.clone());
-            let header = header.unwrap_or(HeaderValue::from_static("none"));
-            return reply::fault(&past.last.unwrap_or(Fault::NoEndpoint), &header, record);
-        };
-        let endpoint = Arc::clone(lease.endpoint());
-        record.attempt(version, &endpoint.id.url);
-        let fault = match attempt::run(&shared, &routed, version, lease, &record.request_id).await {
-            Ok((won, lease)) => return commit(shared, won, lease, routed, version, past, record),
-            Err(fault) => fault,
-        };
-        tracing::debug!(endpoint = &*endpoint.id.url, error = %fault, code = fault.code(), "attempt failed");
-        if matches!(fault, Fault::Credentials(_)) {
-            tracing::error!(
-                endpoint = &*endpoint.id.url,
-                "the endpoint refuses our credentials; check its `api_key`"
-            );
-        }
-        if !fault.is_retryable() || record.attempts() > routed.retry.attempts {
-            return reply::fault(&fault, &version.header, record);
-        }
-        past.add(endpoint, fault);
-    }
-}
-
-/// From here on the client sees what happens.
-fn commit(
-    shared: Arc<Shared>,
-    won: Won,
-    lease: Lease,
-    routed: Routed,
-    version: &Version,
-    past: Past,
-    mut record: Record,
-) -> Response<ReplyBody> {
-    let (request_id, attempts) = (record.request_id.clone(), record.attempts());
-    let (status, mut headers, body) = match won {
-        Won::Plain { status, headers, body, usage } => {
-            if let Some(usage) = usage {
-                record.used(usage);
-            }
-            lease.finish(if status.is_success() { Outcome::Success } else { Outcome::Neutral });
-            record.answered(status.as_u16());
-            (status, headers, ReplyBody::Whole(body))
-        }
-        Won::Stream { headers, reader, held, ended } => {
-            record.first_token(crate::clock::now() - record.started);
-            let mut relay = Box::new(Relay::new(shared, reader, lease, held, routed, past, record));
-            if ended {
-                relay.end();
-            }
-            (http::StatusCode::OK, headers, ReplyBody::Stream(relay))
-        }
-    };
-    headers.insert(REQUEST_ID, request_id);
-    headers.insert(VERSION, version.header.clone());
-    headers.insert(ATTEMPTS, HeaderValue::from(attempts));
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
 }

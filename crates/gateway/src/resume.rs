@@ -16,11 +16,11 @@ use http::HeaderValue;
 
 use crate::attempt::{self, Won};
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
-use crate::failover::{self, Past};
+use crate::failover::{self, Choice, Past};
 use crate::fault::Fault;
 use crate::request::Routed;
 use crate::stream::{Step, StreamReader};
-use crate::table::Version;
+use crate::table::{Service, Version};
 use crate::{Shared, clock};
 
 /// What it takes to carry a stream on.
@@ -115,12 +115,12 @@ impl Resumption {
             let table = shared.table.load_full();
             let across = Arc::clone(&self.routed.resume);
             let next = failover::next(&table, &self.routed, &mut self.past, &across.across).await;
-            let (version, lease) = next?;
+            let Choice { service, version, lease } = next?;
             let endpoint = Arc::clone(lease.endpoint());
             let mut lease = Some(lease);
             let mut fault = Fault::Truncated;
             for mode in &across.modes {
-                let Some(request) = self.request(lost, *mode, &endpoint) else { continue };
+                let Some(request) = self.request(lost, *mode, service, &endpoint) else { continue };
                 let (request, splice) = match request {
                     Request::Send(request, splice) => (request, splice),
                     Request::Finish(events) => {
@@ -154,16 +154,27 @@ impl Resumption {
     }
 
     /// What to send to `endpoint`; `None` if it can't be asked in this way.
-    fn request(&self, lost: &Interrupted, mode: ResumeMode, endpoint: &Endpoint) -> Option<Request> {
+    fn request(
+        &self,
+        lost: &Interrupted,
+        mode: ResumeMode,
+        service: &Service,
+        endpoint: &Endpoint,
+    ) -> Option<Request> {
+        let here = |routed: Routed| {
+            if routed.service == service.name { routed } else { routed.to_service(service) }
+        };
         match mode {
-            ResumeMode::Replay => Some(Request::Send(self.routed.clone(), lost.splice_replayed())),
+            ResumeMode::Replay => Some(Request::Send(here(self.routed.clone()), lost.splice_replayed())),
             ResumeMode::Continue => {
                 let dialect = dialect(endpoint.settings.load().spec.engine)?;
                 if endpoint.has_refused_prefill() {
                     return None;
                 }
                 Some(match lost.continued(dialect).ok()?? {
-                    Next::Send(body) => Request::Send(self.routed.with_body(body), lost.splice_continued()),
+                    Next::Send(body) => {
+                        Request::Send(here(self.routed.with_body(body)), lost.splice_continued())
+                    }
                     Next::Finish(events) => Request::Finish(events),
                 })
             }

@@ -7,14 +7,15 @@ use std::time::Instant;
 
 use backstop_core::balance::{self, Candidate, Tier};
 use backstop_core::table::{
-    BalancePolicy, EndpointSpec, OutlierSpec, ReadinessSpec, ResumeSpec, RetrySpec, RuleSpec, ServiceSpec,
-    TableSpec, Timeouts,
+    BalancePolicy, EndpointSpec, FallbackSpec, OutlierSpec, ReadinessSpec, ResumeSpec, RetrySpec, RuleSpec,
+    ServiceSpec, TableSpec, Timeouts,
 };
 use http::{HeaderMap, HeaderValue};
 
 use crate::dependency::Dependency;
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::identity::{Client, Identities};
+use crate::load::ServiceLoad;
 use crate::metrics::VersionMetrics;
 use crate::registry::Registry;
 
@@ -36,6 +37,10 @@ pub(crate) struct Service {
     pub(crate) timeouts: Timeouts,
     pub(crate) retry: RetrySpec,
     pub(crate) resume: Arc<ResumeSpec>,
+    pub(crate) fallback: Vec<FallbackSpec>,
+    pub(crate) load: Arc<ServiceLoad>,
+    /// The first of the values of `model` that select it.
+    pub(crate) model: String,
     pub(crate) outlier: OutlierSpec,
 }
 
@@ -180,6 +185,9 @@ impl Service {
             timeouts: spec.timeouts,
             retry: spec.retry,
             resume: Arc::new(spec.resume.clone()),
+            fallback: spec.fallback.clone(),
+            load: registry.load(&spec.name),
+            model: spec.models.first().unwrap_or(&spec.name).clone(),
             outlier: spec.outlier,
         }
     }

@@ -66,6 +66,21 @@ pub fn message_of(body: &[u8]) -> Option<String> {
     candidates.into_iter().flatten().find_map(|found| found.as_str()).map(str::to_owned)
 }
 
+/// Whether a refusal says that the prompt is longer than the model's context. Engines that have no code for it say it in
+/// words.
+pub fn is_context_length(body: &[u8]) -> bool {
+    let value: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let Some(value) = value else { return false };
+    let says = |pointer: &str, what: &str| value.pointer(pointer).is_some_and(|found| found == what);
+    if says("/error/code", "context_length_exceeded") || says("/error/type", "exceed_context_size_error") {
+        return true;
+    }
+    let message = message_of(body).unwrap_or_default().to_ascii_lowercase();
+    ["maximum context length", "context length is", "model's context length", "maximum allowed length"]
+        .iter()
+        .any(|words| message.contains(words))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +99,23 @@ mod tests {
         );
         assert!(is_error_body(&body.to_json()));
         assert!(body.to_event().starts_with(b"data: {\"error\"") && body.to_event().ends_with(b"}\n\n"));
+    }
+
+    #[test]
+    fn a_context_that_is_too_short() {
+        for (body, expected) in [
+            (r#"{"error":{"message":"too long","code":"context_length_exceeded"}}"#, true),
+            (r#"{"error":{"code":400,"message":"x","type":"exceed_context_size_error"}}"#, true),
+            (r#"{"error":{"message":"This model's maximum context length is 4096 tokens."}}"#, true),
+            (
+                r#"{"object":"error","message":"The input is longer than the model's context length (8192 tokens)."}"#,
+                true,
+            ),
+            (r#"{"error":{"message":"`temperature` must be positive"}}"#, false),
+            ("<html>", false),
+        ] {
+            assert_eq!(is_context_length(body.as_bytes()), expected, "{body}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 pub mod answer;
 mod api;
+pub mod canned;
 pub mod error;
 pub mod peek;
 pub mod resume;

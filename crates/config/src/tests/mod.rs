@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use backstop_core::table::{
     Across, Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyCheck, DependencyEffect,
-    DependencySpec, EndpointSpec, Engine, HealthSpec, InferenceSpec, OutlierSpec, Protocol, ReadinessSpec,
-    RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec,
-    Target, Timeouts, TlsSpec, VersionSpec,
+    DependencySpec, EndpointSpec, Engine, FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, OutlierSpec,
+    Protocol, ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme,
+    ServiceSpec, TableSpec, Target, Timeouts, TlsSpec, VersionSpec, When,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -100,7 +100,13 @@ fn minimal_service() -> ServiceSpec {
             response: Duration::from_secs(120),
             total: Duration::from_secs(300),
         },
-        retry: RetrySpec { attempts: 2, backoff: Duration::from_millis(200) },
+        retry: RetrySpec {
+            attempts: 2,
+            backoff: Duration::from_millis(200),
+            budget: 0.2,
+            retry_after_max: Duration::from_secs(5),
+        },
+        fallback: Vec::new(),
         resume: ResumeSpec {
             attempts: 2,
             modes: vec![ResumeMode::Continue, ResumeMode::Replay],
@@ -194,6 +200,7 @@ fn full() {
         effect: DependencyEffect::Degraded,
         ..vectors.clone()
     };
+    let fallback = |step, failure| FallbackSpec { step, when: When { failure, overload: true } };
     let expected = ServiceSpec {
         models: vec!["chat".into(), "chat-latest".into()],
         versions: vec![
@@ -202,6 +209,11 @@ fn full() {
         ],
         regions: RegionSpec { mode: RegionMode::ActiveActive, order: vec!["eu".into(), "us".into()] },
         dependencies: vec![vectors, cache],
+        fallback: vec![
+            fallback(FallbackStep::Service("chat-small".into()), true),
+            fallback(FallbackStep::MaxTokens(128), false),
+            fallback(FallbackStep::Static("We are busy, please try again.".into()), true),
+        ],
         rules: vec![RuleSpec { header: ("x-gray-release".into(), "v2".into()), version: "v2".into() }],
         health: HealthSpec {
             path: Some("/health".into()),
@@ -218,7 +230,13 @@ fn full() {
         ..minimal
     };
     let table = table(FULL);
-    assert_eq!(table.services, [expected]);
+    let small = ServiceSpec {
+        name: "chat-small".into(),
+        models: vec!["chat-small".into()],
+        versions: vec![VersionSpec { name: "v1".into(), endpoints: vec![local(8103, Engine::Ollama)] }],
+        ..minimal_service()
+    };
+    assert_eq!(table.services, [expected, small]);
     assert_eq!((table.revision, table.region.as_deref()), (7, Some("eu")));
     assert_eq!(table.dns.servers, ["127.0.0.1:5353".parse().unwrap()]);
 }
@@ -227,7 +245,7 @@ fn full() {
 fn values_end_up_in_the_table() {
     let s = service("balance: weighted_round_robin\nretry: { attempts: 0 }\noutlier: { max_ejected: 12.5% }");
     assert_eq!(s.balance, BalancePolicy::WeightedRoundRobin);
-    assert_eq!(s.retry, RetrySpec { attempts: 0, backoff: Duration::from_millis(200) });
+    assert_eq!(s.retry, RetrySpec { attempts: 0, ..minimal_service().retry });
     assert_eq!(s.outlier.max_ejected, 0.125);
     let s = service("stable: v2\nrules: [{ match: { header: { X-Gray: \"a b\" } }, version: v1 }]");
     assert_eq!(s.stable, "v2");
@@ -605,6 +623,19 @@ fn names() {
     check(
         &versions(&version("w", "{ url: \"http://h:1\" }")),
         &["4:13 services[0].stable: there is no version `v`"],
+    );
+}
+
+#[test]
+fn fallbacks() {
+    check_service(
+        "fallback: [{ when: [failure] }, { service: chat }, { service: chta }, { static: a, max_tokens: 1 }]",
+        &[
+            "3:16 services[0].fallback[0]: says nothing to do",
+            "3:48 services[0].fallback[1].service: `chat` can't stand in for itself",
+            "3:67 services[0].fallback[2].service: there is no service `chta`",
+            "3:75 services[0].fallback[3]: says several things to do",
+        ],
     );
 }
 

@@ -62,6 +62,8 @@ metrics! {
         "Requests that failed or were cut, by the code of the error that the client got.";
     RETRIES = Counter "backstop_retries_total" VERSION,
         "Attempts beyond the first of a request.";
+    DEGRADED = Counter "backstop_degraded_total" VERSION,
+        "Requests of the version that were answered by an entry of its service's fallback.";
     RESUMES = Counter "backstop_resumes_total" &["service", "version", "mode"],
         "Streams that ended too soon and were carried on by the version (mode: continue or replay).";
     FIRST_TOKEN = Histogram "backstop_first_token_seconds" VERSION,
@@ -156,6 +158,7 @@ pub(crate) struct VersionMetrics {
     ended: [AtomicU64; Ended::COUNT],
     errors: ByCode,
     retries: AtomicU64,
+    degraded: AtomicU64,
     /// By [`ResumeMode`].
     resumes: [AtomicU64; 2],
     first_token: Histogram,
@@ -172,6 +175,10 @@ impl VersionMetrics {
 
     pub(crate) fn first_token(&self, after: Duration) {
         self.first_token.observe(after);
+    }
+
+    pub(crate) fn degraded(&self) {
+        self.degraded.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn resumed(&self, mode: ResumeMode) {
@@ -240,6 +247,7 @@ fn add_versions(page: &mut Page, table: &Table) {
                 page.add(&ERRORS, &[service_name, version_name, code], count as f64);
             }
             page.add(&RETRIES, &names, metrics.retries.load(Relaxed) as f64);
+            page.add(&DEGRADED, &names, metrics.degraded.load(Relaxed) as f64);
             for (mode, name) in [(ResumeMode::Continue, "continue"), (ResumeMode::Replay, "replay")] {
                 let count = metrics.resumes[mode as usize].load(Relaxed);
                 page.add(&RESUMES, &[service_name, version_name, name], count as f64);

@@ -12,6 +12,7 @@ mod cancel;
 mod client;
 mod duty;
 mod endless;
+mod fallback;
 mod flapping;
 mod framing;
 mod health;

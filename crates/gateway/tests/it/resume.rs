@@ -75,7 +75,6 @@ async fn whatever_ends_a_stream_too_soon_the_client_gets_all_of_it_once() {
             let world = World::start(2, |service| resumes_by(service, modes)).await;
             world.sims[0].set_fault(fault.clone());
             let reply = chat(world.addr, true).await;
-            println!("{fault:?} by {modes:?}");
             seamless(&reply, &oracle(TOKENS));
             assert_eq!(world.requests(), [1, 1]);
             until("the accounts are settled", || world.totals().answered == 1).await;

@@ -1,0 +1,218 @@
+//! From a request that is understood to its answer: attempts, then what the service falls back to.
+
+use std::sync::Arc;
+
+use backstop_core::breaker::Outcome;
+use backstop_core::table::{Across, FallbackSpec, FallbackStep};
+use backstop_openai::canned;
+use backstop_openai::error::is_context_length;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+
+use crate::attempt::{self, Won};
+use crate::endpoint::Lease;
+use crate::failover::{self, Choice, Past};
+use crate::fault::Fault;
+use crate::record::{REQUEST_ID, Record};
+use crate::relay::Relay;
+use crate::reply::{self, ATTEMPTS, ReplyBody, VERSION};
+use crate::request::Routed;
+use crate::table::{Service, Version};
+use crate::{Shared, clock};
+
+/// Which entry of the fallback answered.
+const DEGRADED: HeaderName = HeaderName::from_static("x-backstop-degraded");
+
+/// An attempt that brought something fit for the client.
+struct Answered {
+    won: Won,
+    lease: Lease,
+    version: Arc<Version>,
+    past: Past,
+}
+
+/// Why there is no answer as asked.
+enum Unanswered {
+    Fault(Fault),
+    /// The prompt is longer than the model's context: right, but another model may have a longer one.
+    TooLong(Answered),
+}
+
+pub(crate) async fn answer(shared: Arc<Shared>, routed: Routed, mut record: Record) -> Response<ReplyBody> {
+    let table = shared.table.load_full();
+    let unanswered = match attempts(&shared, &routed, &mut record).await {
+        Ok(answered) => return commit(shared, answered, routed, record, None),
+        Err(unanswered) => unanswered,
+    };
+    if let Some(service) = table.services.get(&routed.service).filter(|it| !it.fallback.is_empty()) {
+        for entry in service.fallback.iter().filter(|entry| unanswered.is_for(entry)) {
+            if let Some(response) = fall_back(&shared, entry, &routed, &mut record).await {
+                return match response {
+                    Fallen::Answered(answered, routed, level) => {
+                        commit(shared, answered, routed, record, Some(level))
+                    }
+                    Fallen::Static(body) => say(&routed, body, record),
+                };
+            }
+        }
+    }
+    match unanswered {
+        Unanswered::TooLong(answered) => commit(shared, answered, routed, record, None),
+        Unanswered::Fault(fault) => {
+            let version = failover::assigned(&table, &routed).map(|version| version.header.clone());
+            reply::fault(&fault, &version.unwrap_or(HeaderValue::from_static("none")), record)
+        }
+    }
+}
+
+impl Unanswered {
+    fn is_for(&self, entry: &FallbackSpec) -> bool {
+        match self {
+            Self::TooLong(_) => entry.when.failure && matches!(entry.step, FallbackStep::Service(_)),
+            Self::Fault(Fault::Total(_) | Fault::Closing) => false,
+            Self::Fault(fault) if fault.is_back_pressure() => entry.when.overload,
+            Self::Fault(_) => entry.when.failure,
+        }
+    }
+}
+
+/// Attempts until one can be committed to, or nothing more can be done.
+async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Result<Answered, Unanswered> {
+    let mut past = Past::default();
+    let mut made = 0;
+    // Replacing an attempt whose endpoint is gone costs no budget, and the first replaces none.
+    let mut is_free = true;
+    loop {
+        // Each attempt looks at the table as it is now: a version may be gone since the last one.
+        let table = shared.table.load_full();
+        let next = failover::next(&table, routed, &mut past, &[Across::Version, Across::Stable]);
+        let Some(Choice { version, lease, .. }) = shared.unless_closing(next).await.flatten() else {
+            return Err(Unanswered::Fault(past.last.unwrap_or(Fault::NoEndpoint)));
+        };
+        let permit = if is_free { None } else { routed.load.retry(routed.retry.budget) };
+        if !is_free && permit.is_none() {
+            return Err(Unanswered::Fault(past.last.unwrap_or(Fault::NoEndpoint)));
+        }
+        let endpoint = Arc::clone(lease.endpoint());
+        record.attempt(version, &endpoint.id.url);
+        made += 1;
+        let fault = match attempt::run(shared, routed, version, lease, &record.request_id).await {
+            Ok((won, lease)) => {
+                let too_long = matches!(&won, Won::Plain { status, body, .. }
+                    if status.is_client_error() && is_context_length(body));
+                let answered = Answered { won, lease, version: Arc::clone(version), past };
+                return if too_long { Err(Unanswered::TooLong(answered)) } else { Ok(answered) };
+            }
+            Err(fault) => fault,
+        };
+        drop(permit);
+        tracing::debug!(endpoint = &*endpoint.id.url, error = %fault, code = fault.code(), "attempt failed");
+        if matches!(fault, Fault::Credentials(_)) {
+            tracing::error!(
+                endpoint = &*endpoint.id.url,
+                "the endpoint refuses our credentials; check its `api_key`"
+            );
+        }
+        if !fault.is_retryable() || made > routed.retry.attempts {
+            return Err(Unanswered::Fault(fault));
+        }
+        is_free = fault.endpoint_is_gone();
+        past.add(endpoint, fault);
+    }
+}
+
+enum Fallen {
+    Answered(Answered, Routed, String),
+    Static(bytes::Bytes),
+}
+
+/// One entry of the fallback; `None` if it does not help.
+async fn fall_back(
+    shared: &Shared,
+    entry: &FallbackSpec,
+    routed: &Routed,
+    record: &mut Record,
+) -> Option<Fallen> {
+    let (routed, level) = match &entry.step {
+        FallbackStep::Service(name) => {
+            let table = shared.table.load_full();
+            let service: &Arc<Service> = table.services.get(name.as_str())?;
+            (routed.to_service(service), format!("service={name}"))
+        }
+        FallbackStep::MaxTokens(most) => {
+            let body = canned::shorter(routed.api, &routed.body, *most)?;
+            (routed.with_body(body), format!("max_tokens={most}"))
+        }
+        FallbackStep::Static(text) => {
+            let id = record.request_id.to_str().unwrap_or("static");
+            let body = canned::answer(routed.api, &routed.model(), id, text, routed.stream)?;
+            return Some(Fallen::Static(body));
+        }
+    };
+    // As any second try. When there is no budget, something that costs none may still help.
+    let permit = routed.load.retry(routed.retry.budget)?;
+    let answered = attempts(shared, &routed, record).await.ok()?;
+    drop(permit);
+    let helps = !matches!(&answered.won, Won::Plain { status, .. } if !status.is_success());
+    helps.then_some(Fallen::Answered(answered, routed, level))
+}
+
+/// From here on the client sees what happens.
+fn commit(
+    shared: Arc<Shared>,
+    answered: Answered,
+    routed: Routed,
+    mut record: Record,
+    degraded: Option<String>,
+) -> Response<ReplyBody> {
+    let Answered { won, lease, version, past } = answered;
+    let (request_id, attempts) = (record.request_id.clone(), record.attempts());
+    let level = degraded.as_ref().and_then(|level| HeaderValue::from_str(level).ok());
+    if let Some(degraded) = degraded {
+        record.degraded(degraded);
+    }
+    let (status, mut headers, body) = match won {
+        Won::Plain { status, headers, body, usage } => {
+            if let Some(usage) = usage {
+                record.used(usage);
+            }
+            lease.finish(if status.is_success() { Outcome::Success } else { Outcome::Neutral });
+            record.answered(status.as_u16());
+            (status, headers, ReplyBody::Whole(body))
+        }
+        Won::Stream { headers, reader, held, ended } => {
+            record.first_token(clock::now() - record.started);
+            let mut relay = Box::new(Relay::new(shared, reader, lease, held, routed, past, record));
+            if ended {
+                relay.end();
+            }
+            (StatusCode::OK, headers, ReplyBody::Stream(relay))
+        }
+    };
+    headers.insert(REQUEST_ID, request_id);
+    headers.insert(VERSION, version.header.clone());
+    headers.insert(ATTEMPTS, HeaderValue::from(attempts));
+    if let Some(level) = level {
+        headers.insert(DEGRADED, level);
+    }
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// An answer that no engine has written.
+fn say(routed: &Routed, body: bytes::Bytes, mut record: Record) -> Response<ReplyBody> {
+    let kind = if routed.stream { "text/event-stream" } else { "application/json" };
+    let headers = HeaderMap::from_iter([
+        (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
+        (REQUEST_ID, record.request_id.clone()),
+        (VERSION, HeaderValue::from_static("none")),
+        (ATTEMPTS, HeaderValue::from(record.attempts())),
+        (DEGRADED, HeaderValue::from_static("static")),
+    ]);
+    record.degraded("static".to_owned());
+    record.answered(200);
+    let mut response = Response::new(ReplyBody::Whole(body));
+    *response.headers_mut() = headers;
+    response
+}
