@@ -31,6 +31,7 @@ struct Answered {
 }
 
 /// Why there is no answer as asked.
+#[expect(clippy::large_enum_variant, reason = "taken apart at once")]
 enum Unanswered {
     Fault(Fault),
     /// The prompt is longer than the model's context: right, but another model may have a longer one.
@@ -111,6 +112,7 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
                 endpoint = &*endpoint.id.url,
                 "the endpoint refuses our credentials; check its `api_key`"
             );
+            past.refused(version, &endpoint);
         }
         if !fault.is_retryable() || made > routed.retry.attempts {
             return Err(Unanswered::Fault(fault));
@@ -120,6 +122,7 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "taken apart at once")]
 enum Fallen {
     Answered(Answered, Routed, String),
     Static(bytes::Bytes),

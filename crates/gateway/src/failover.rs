@@ -18,8 +18,6 @@ pub(crate) struct Past {
     /// Endpoints that have failed, and those of them that may not be asked again.
     tried: Vec<Arc<Endpoint>>,
     hopeless: Vec<Arc<Endpoint>>,
-    /// Endpoints that have spoken for their whole version: nothing more is sent to it.
-    refused_by: Vec<Arc<Endpoint>>,
     pauses: u32,
     pub(crate) last: Option<Fault>,
 }
@@ -37,16 +35,19 @@ impl Past {
         Wish { kind, turn, session: routed.session }
     }
 
-    /// Whether nothing more is to be sent to any endpoint of `version`.
-    fn is_hopeless(&self, version: &Version) -> bool {
-        self.refused_by.iter().any(|endpoint| version.has(endpoint))
+    /// `endpoint` does not know our key; neither do its siblings that would get the same.
+    pub(crate) fn refused(&mut self, version: &Version, endpoint: &Endpoint) {
+        let key = &endpoint.settings.load().spec.api_key;
+        for target in &version.targets {
+            if target.endpoint.settings.load().spec.api_key == *key {
+                self.hopeless.push(Arc::clone(&target.endpoint));
+                self.tried.push(Arc::clone(&target.endpoint));
+            }
+        }
     }
 
     /// The same if the fault is kept elsewhere.
     pub(crate) fn failed(&mut self, endpoint: Arc<Endpoint>, fault: &Fault) {
-        if matches!(fault, Fault::Credentials(_)) {
-            self.refused_by.push(Arc::clone(&endpoint));
-        }
         if !fault.may_pass() {
             self.hopeless.push(Arc::clone(&endpoint));
         }
@@ -123,9 +124,6 @@ fn candidates<'t>(table: &'t Table, routed: &Routed, across: &[Across]) -> Vec<C
 }
 
 fn untried<'t>((service, version): Candidate<'t>, routed: &Routed, past: &mut Past) -> Option<Choice<'t>> {
-    if past.is_hopeless(version) {
-        return None;
-    }
     let wish = past.wish(version, routed);
     let lease = version.lease(&past.tried, wish, clock::now())?;
     Some(Choice { service, version, lease })
@@ -135,8 +133,7 @@ fn untried<'t>((service, version): Candidate<'t>, routed: &Routed, past: &mut Pa
 async fn again<'t>(candidates: &[Candidate<'t>], routed: &Routed, past: &mut Past) -> Option<Choice<'t>> {
     let hopeless = |endpoint: &Arc<Endpoint>| past.hopeless.iter().any(|other| Arc::ptr_eq(other, endpoint));
     let left = |version: &Version| past.tried.iter().any(|it| version.has(it) && !hopeless(it));
-    let (service, version) =
-        *candidates.iter().find(|(_, version)| !past.is_hopeless(version) && left(version))?;
+    let (service, version) = *candidates.iter().find(|(_, version)| left(version))?;
     let asked_for = past.last.as_ref().and_then(Fault::retry_after).unwrap_or(Duration::ZERO);
     let pause = attempt::backoff(routed.retry.backoff, past.pauses).max(asked_for);
     past.pauses += 1;

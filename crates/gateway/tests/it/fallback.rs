@@ -154,6 +154,15 @@ async fn the_stable_version_stands_in_for_another() {
 }
 
 #[tokio::test]
+async fn a_key_that_was_refused_is_not_shown_to_its_siblings() {
+    let world = World::start(2, |_| {}).await;
+    world.sims[0].set_fault(status(401, None));
+    let reply = chat(world.addr, false).await;
+    assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_credentials"));
+    assert_eq!(world.requests(), [1, 0]);
+}
+
+#[tokio::test]
 async fn a_short_pause_is_waited_for_rather_than_answered_by_another_model() {
     let world = gray(|_| {}).await;
     world.sims[0].set_fault(Rule { times: Some(1), ..Rule::from(status(429, Some(1))) });

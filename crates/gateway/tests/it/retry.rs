@@ -92,6 +92,8 @@ async fn troubled(engines: usize, trouble: &Trouble) -> World {
     let world = World::start(engines, |service| {
         service.timeouts.first_token = ms(250);
         service.timeouts.response = ms(250);
+        // A key that one engine refuses another may take, if it is another key.
+        service.versions[0].endpoints[0].api_key = Some("of-the-first".to_owned());
     })
     .await;
     match trouble {
