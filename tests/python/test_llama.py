@@ -2,6 +2,9 @@
 gets through Backstop must be what a server says when it is asked directly."""
 
 import contextlib
+import json
+import os
+import random
 import signal
 import threading
 import time
@@ -117,6 +120,56 @@ def test_killed_between_requests(client, gateway, llama_pair, expected):
 
     # The breaker may still be open for its ten seconds.
     eventually(served_again, 30, "the restarted server serves again")
+
+
+def test_killed_in_the_middle_of_a_stream(client, connect, gateway, llama_pair, record_property):
+    """The client gets one complete answer: what it had, and then exactly what the other server says to that."""
+    rng = random.Random(20261122)
+    gaps = []
+    for cut in [rng.randrange(5, 290) for _ in range(int(os.environ.get("KILLS", "4")))]:
+        began = len(gateway.said())
+        stream = client.chat.completions.create(
+            model="chat",
+            messages=[{"role": "user", "content": PROMPTS[1]}],
+            temperature=0,
+            max_tokens=300,
+            stream=True,
+            extra_body={"cache_prompt": False, "ignore_eos": True},
+        )
+        pieces, times, victim = [], [], None
+        for chunk in stream:
+            pieces.append(chunk.choices[0].delta.content or "")
+            times.append(time.monotonic())
+            if len(pieces) == cut:
+                victim = next(server for server in llama_pair if server.metric("requests_processing") >= 1)
+                victim.kill()
+                killed = time.monotonic()
+        text = "".join(pieces)
+        assert chunk.choices[0].finish_reason == "length"
+        (resumed,) = [json.loads(line) for line in gateway.said()[began:].splitlines() if '"stream resumed"' in line]
+        assert (resumed["mode"], resumed["from"]) == ("continue", victim.url)
+        prefix = text[: resumed["characters"]]
+        (other,) = [server for server in llama_pair if server is not victim]
+        # As a stream, too: in one piece llama.cpp repeats the beginning.
+        direct = connect(other).chat.completions.create(
+            model="chat",
+            messages=[{"role": "user", "content": PROMPTS[1]}, {"role": "assistant", "content": prefix}],
+            temperature=0,
+            max_tokens=300 - resumed["tokens"],
+            stream=True,
+            extra_body={"cache_prompt": False, "ignore_eos": True},
+        )
+        direct = "".join(chunk.choices[0].delta.content or "" for chunk in direct)
+        assert text == prefix + direct, (cut, resumed)
+        assert "<|im" not in text
+        gaps.append(next(at for at in times if at > killed + 0.005) - killed)
+        victim.restart()
+        gateway.becomes(victim, "healthy", within=15)
+    # For information: from the kill to the next token.
+    record_property("gaps", gaps)
+    print("seconds from the kill to the next token:", [round(gap, 3) for gap in gaps])
+    totals = gateway.totals()
+    assert (totals["failed"], totals["cut"]) == (0, 0)
 
 
 def test_frozen(client, gateway, llama_pair, expected):

@@ -12,9 +12,9 @@ use tracing::{info, warn};
 use crate::identity::Client;
 use crate::load::Active;
 use crate::metrics::{ByCode, Ended, VersionMetrics};
+use crate::resume::Rest;
 use crate::table::{Service, Version};
 use crate::{Shared, clock};
-use backstop_core::table::ResumeMode;
 use backstop_openai::Usage;
 use backstop_openai::resume::Hindrance;
 
@@ -154,12 +154,25 @@ impl Record {
         }
     }
 
-    /// The stream goes on elsewhere.
-    pub(crate) fn resumed(&mut self, version: &Version, endpoint: &Arc<str>, mode: ResumeMode) {
+    /// The stream goes on elsewhere, from so many characters and tokens on.
+    pub(crate) fn resumed(&mut self, rest: &Rest, place: Option<(usize, u64)>) {
+        let (characters, tokens) = place.unwrap_or_default();
+        info!(
+            request_id = self.request_id.to_str().unwrap_or_default(),
+            service = self.service.as_deref(),
+            version = &*rest.version.name,
+            from = self.endpoint.as_deref(),
+            endpoint = &*rest.endpoint,
+            mode = %rest.mode,
+            cause = rest.cause,
+            characters,
+            tokens,
+            "stream resumed"
+        );
         self.resumes += 1;
-        self.endpoint = Some(Arc::clone(endpoint));
-        self.charge(version);
-        version.metrics.resumed(mode);
+        self.endpoint = Some(Arc::clone(&rest.endpoint));
+        self.charge(&rest.version);
+        rest.version.metrics.resumed(rest.mode);
     }
 
     /// The stream could not be carried on.

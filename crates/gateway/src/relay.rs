@@ -209,14 +209,14 @@ impl Relay {
 
     /// The attempts to carry on have come to something, or not.
     fn resumed(&mut self, resumption: Resumption, rest: Result<Rest, Fault>) {
-        self.resumption = Some(Box::new(resumption));
         let rest = match rest {
             Ok(rest) => rest,
             Err(fault) => return self.cut(fault),
         };
         if let Some(record) = &mut self.record {
-            record.resumed(&rest.version, &rest.endpoint, rest.mode);
+            record.resumed(&rest, resumption.place());
         }
+        self.resumption = Some(Box::new(resumption));
         self.clock.stop();
         self.ready = rest.events;
         match rest.from {

@@ -40,6 +40,8 @@ pub(crate) struct Rest {
     /// To be sent at once.
     pub(crate) events: Bytes,
     pub(crate) mode: ResumeMode,
+    /// Code of the fault that ended the stream.
+    pub(crate) cause: &'static str,
     pub(crate) version: Arc<Version>,
     pub(crate) endpoint: Arc<str>,
 }
@@ -73,6 +75,11 @@ impl Resumption {
         (left > 0).then_some(Self { routed, past, request_id, left, last: None })
     }
 
+    /// Where the stream was carried on last: characters and tokens that the client had by then.
+    pub(crate) fn place(&self) -> Option<(usize, u64)> {
+        self.last.as_ref().map(|(_, lost)| (lost.text().chars().count(), lost.tokens()))
+    }
+
     /// Tokens that the client got before the last attempt began, by its account; they are not in its own.
     pub(crate) fn tokens_before(&self) -> u64 {
         match &self.last {
@@ -100,7 +107,7 @@ impl Resumption {
         fault: Fault,
     ) -> (Self, Result<Rest, Fault>) {
         self.past.failed(endpoint, &fault);
-        match shared.unless_closing(self.attempts(&shared, &lost)).await.flatten() {
+        match shared.unless_closing(self.attempts(&shared, &lost, fault.code())).await.flatten() {
             Some(rest) => {
                 self.last = Some((rest.mode, lost));
                 (self, Ok(rest))
@@ -109,7 +116,7 @@ impl Resumption {
         }
     }
 
-    async fn attempts(&mut self, shared: &Shared, lost: &Interrupted) -> Option<Rest> {
+    async fn attempts(&mut self, shared: &Shared, lost: &Interrupted, cause: &'static str) -> Option<Rest> {
         while self.left > 0 && clock::now() < self.routed.total.deadline {
             // As it is now: a stream never goes on in a version that has been taken back meanwhile.
             let table = shared.table.load_full();
@@ -126,7 +133,7 @@ impl Resumption {
                     Request::Finish(events) => {
                         let from = Source::Ended { lease: None };
                         let (version, endpoint) = (Arc::clone(version), Arc::clone(&endpoint.id.url));
-                        return Some(Rest { from, events, mode: *mode, version, endpoint });
+                        return Some(Rest { from, events, mode: *mode, cause, version, endpoint });
                     }
                 };
                 if self.left == 0 {
@@ -138,7 +145,7 @@ impl Resumption {
                 match sent.run(shared, lease, splice).await {
                     Ok((from, events)) => {
                         let (version, endpoint) = (Arc::clone(version), Arc::clone(&endpoint.id.url));
-                        return Some(Rest { from, events, mode: *mode, version, endpoint });
+                        return Some(Rest { from, events, mode: *mode, cause, version, endpoint });
                     }
                     Err(Failure::Mode) if *mode == ResumeMode::Continue => endpoint.refuses_prefill(),
                     Err(Failure::Mode) => {}
