@@ -198,7 +198,7 @@ impl Fault {
 
     /// Whether the same request may fare better in another attempt.
     pub(crate) fn is_retryable(&self) -> bool {
-        let hopeless = matches!(self, Self::TooLarge(_) | Self::EventTooLong(_) | Self::Redirect(_));
+        let hopeless = matches!(self, Self::TooLarge(_) | Self::EventTooLong(_));
         !hopeless && !matches!(self, Self::NoEndpoint | Self::Total(_) | Self::Closing)
     }
 
@@ -208,6 +208,7 @@ impl Fault {
             self,
             Self::FirstToken(_)
                 | Self::Response(_)
+                | Self::Stalled(_)
                 | Self::Unhealthy
                 | Self::Connect(ConnectError::Timeout(_))
         )
@@ -215,7 +216,7 @@ impl Fault {
 
     /// Whether the same endpoint, after a pause, may fare better with the same request.
     pub(crate) fn may_pass(&self) -> bool {
-        self.is_retryable() && !self.is_silence() && !matches!(self, Self::Credentials(_))
+        self.is_retryable() && !self.is_silence() && !matches!(self, Self::Credentials(_) | Self::Redirect(_))
     }
 
     pub(crate) fn status(&self) -> StatusCode {

@@ -12,6 +12,7 @@ mod cancel;
 mod client;
 mod duty;
 mod endless;
+mod failure_modes;
 mod fallback;
 mod flapping;
 mod framing;

@@ -225,17 +225,23 @@ async fn a_failed_response_is_retried_before_its_first_output() {
     assert_eq!(reply.text().matches("event: response.failed\n").count(), 1);
 }
 
-/// A redirect leads out of the table: it is neither followed nor passed on, and no other engine is asked.
+/// A redirect leads out of the table: it is neither followed nor passed on. Another engine may know better; the same one
+/// will not.
 #[tokio::test]
 async fn redirects_are_not_passed_on() {
     for stream in [true, false] {
         let world = World::start(2, |_| {}).await;
         world.sims[0].set_fault(Fault::Redirect { location: format!("{}/v1/chat", world.sims[1].url()) });
+        check_whole(&chat(world.addr, stream).await, stream, "with another engine");
+        assert_eq!(world.requests(), [1, 1]);
+
+        let world = World::start(1, |_| {}).await;
+        world.sims[0].set_fault(Fault::Redirect { location: "http://127.0.0.1:9/".to_owned() });
         let reply = chat(world.addr, stream).await;
         assert_eq!((reply.status, reply.end), (502, End::Complete), "{}", reply.text());
-        reply.error_code();
+        assert_eq!(reply.error_code(), "upstream_redirect");
         assert_eq!((reply.header("location"), reply.header("x-should-retry")), (None, Some("false")));
-        assert_eq!((reply.attempts(), world.requests()), (1, vec![1, 0]));
+        assert_eq!((reply.attempts(), world.requests()), (1, vec![1]));
     }
 }
 
