@@ -24,5 +24,6 @@ mod own_health;
 mod refusals;
 mod resume;
 mod retry;
+mod schedules;
 mod stream_end;
 mod world;
