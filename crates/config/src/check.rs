@@ -198,6 +198,11 @@ impl Checker<'_> {
                 self.in_range(node, number, schema, path).then(|| number.into())
             }
             (Shape::Number, ..) => self.report(node, schema, path, "is not a number"),
+            (Shape::Boolean, _, Kind::Bool(truth)) => Some(truth.into()),
+            (Shape::Boolean, Some("true" | "false"), Kind::Filled) => {
+                Some((scalar.as_text() == Some("true")).into())
+            }
+            (Shape::Boolean, ..) => self.report(node, schema, path, "is not a truth value"),
         }
     }
 

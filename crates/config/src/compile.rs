@@ -1,10 +1,10 @@
 //! Turns a valid configuration into the table that the planes share.
 
 use backstop_core::table::{
-    Across, Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyEffect, DependencySpec, DnsSpec,
-    EndpointSpec, Engine, FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, KeySpec, OutlierSpec,
-    Protocol, ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec,
-    ServiceSpec, TableSpec, Timeouts, TlsSpec, TokenSpec, VersionSpec, When,
+    Across, Addresses, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec, DependencyEffect, DependencySpec,
+    DnsSpec, EndpointSpec, Engine, FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, KeySpec,
+    OutlierSpec, Protocol, ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role,
+    RuleSpec, ServiceSpec, TableSpec, Timeouts, TlsSpec, TokenSpec, VersionSpec, When,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -96,6 +96,11 @@ fn service(service: &types::Service) -> ServiceSpec {
             across: service.resume.across.iter().map(across).collect(),
         },
         fallback: service.fallback.iter().filter_map(fallback).collect(),
+        cache: service.cache.map(|cache| CacheSpec {
+            max_bytes: cache.max_bytes.0,
+            ttl: cache.ttl.0,
+            share_across_tenants: cache.share_across_tenants,
+        }),
         breaker: BreakerSpec { failures: service.breaker.failures, open: service.breaker.open.0 },
         outlier: OutlierSpec {
             interval: service.outlier.interval.0,
@@ -200,6 +205,7 @@ fn fallback(fallback: &types::Fallback) -> Option<FallbackSpec> {
     let service = fallback.service.as_ref().map(|name| FallbackStep::Service(text(name)));
     let step = service
         .or(fallback.max_tokens.map(FallbackStep::MaxTokens))
+        .or(fallback.cached.filter(|cached| *cached).map(|_| FallbackStep::Cached))
         .or(fallback.text.clone().map(FallbackStep::Static))?;
     let when = When {
         failure: fallback.when.contains(&types::Trouble::Failure),

@@ -110,6 +110,7 @@ fn kind(schema: &Schema, property: &Value) -> String {
         },
         Some(Shape::Integer) => format!("whole number{}", range(inner)),
         Some(Shape::Number) => format!("number{}", range(inner)),
+        Some(Shape::Boolean) => "`true`, `false`".to_owned(),
         None => String::new(),
     }
 }

@@ -30,6 +30,7 @@ pub(crate) enum Shape<'s> {
     },
     Integer,
     Number,
+    Boolean,
 }
 
 impl Schema {
@@ -87,6 +88,7 @@ impl Schema {
             "string" => Shape::Text { format: schema["format"].as_str() },
             "integer" => Shape::Integer,
             "number" => Shape::Number,
+            "boolean" => Shape::Boolean,
             _ => return None,
         })
     }
@@ -109,6 +111,7 @@ impl Schema {
             }
             Some(Shape::Integer) => format!("a whole number{}", range(schema)),
             Some(Shape::Number) => format!("a number{}", range(schema)),
+            Some(Shape::Boolean) => "`true` or `false`".to_owned(),
             None => "another value".to_owned(),
         }
     }

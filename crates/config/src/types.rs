@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::http::{CheckUrl, HeaderName, HeaderText, HttpPath, HttpUrl};
 use crate::order::ordered;
-use crate::units::{DnsServer, KeyHash, Listen, Name, Percent, Secret, Span, Store};
+use crate::units::{ByteSize, DnsServer, KeyHash, Listen, Name, Percent, Secret, Span, Store};
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -197,9 +197,13 @@ pub(crate) struct Service {
     #[serde(default)]
     pub(crate) resume: Resume,
     /// What to do, in this order, when the service can't answer as asked. Each entry has one of `service`,
-    /// `max_tokens` and `static`.
+    /// `max_tokens`, `cached` and `static`.
     #[serde(default)]
     pub(crate) fallback: Vec<Fallback>,
+    /// Keeps answers to requests that are answered the same each time.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "no cache"))]
+    pub(crate) cache: Option<Cache>,
     /// Takes an endpoint out after failures in a row.
     #[serde(default)]
     pub(crate) breaker: Breaker,
@@ -544,6 +548,10 @@ pub(crate) struct Fallback {
     #[serde(default)]
     #[schemars(range(min = 1, max = 1000000), extend("x-default" = "none"))]
     pub(crate) max_tokens: Option<u64>,
+    /// Answer from the cache, even if what is there has expired. Needs `cache`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) cached: Option<bool>,
     /// Answer chats and completions with this text.
     #[serde(default, rename = "static")]
     #[schemars(length(min = 1, max = 4096), extend("x-default" = "none"))]
@@ -551,6 +559,21 @@ pub(crate) struct Fallback {
     /// For which troubles.
     #[serde(default = "always")]
     pub(crate) when: Vec<Trouble>,
+}
+
+/// Answers from memory to requests that were asked before in the very same words: those with `temperature: 0`, or with
+/// the header `x-backstop-cache: on`. Equal requests at the same time are asked once. A version's answers are its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "cache", transform = ordered::<Self>)]
+pub(crate) struct Cache {
+    /// All its answers together.
+    pub(crate) max_bytes: ByteSize,
+    /// How long an answer is good for.
+    #[schemars(extend("x-min" = "1s", "x-max" = "30d"))]
+    pub(crate) ttl: Span,
+    /// Whether a tenant may get an answer that another one asked for.
+    pub(crate) share_across_tenants: bool,
 }
 
 /// A trouble that a fallback is for.
@@ -713,6 +736,12 @@ impl Default for Resume {
             modes: vec![ResumeMode::Continue, ResumeMode::Replay],
             across: vec![Across::Version, Across::Stable],
         }
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { max_bytes: ByteSize(256 << 20), ttl: Span::secs(600), share_across_tenants: false }
     }
 }
 

@@ -59,6 +59,7 @@ pub(crate) fn check_format(format: &str, text: &str) -> Result<(), Complaint> {
         Percent::FORMAT => check::<Percent>(text),
         Listen::FORMAT => check::<Listen>(text),
         DnsServer::FORMAT => check::<DnsServer>(text),
+        ByteSize::FORMAT => check::<ByteSize>(text),
         KeyHash::FORMAT => check::<KeyHash>(text),
         CheckUrl::FORMAT => check::<CheckUrl>(text),
         HttpUrl::FORMAT => check::<HttpUrl>(text),
@@ -79,6 +80,7 @@ pub(crate) fn expected(format: &str) -> Option<&'static str> {
         Percent::FORMAT => Percent::EXPECTED,
         Listen::FORMAT => Listen::EXPECTED,
         DnsServer::FORMAT => DnsServer::EXPECTED,
+        ByteSize::FORMAT => ByteSize::EXPECTED,
         KeyHash::FORMAT => KeyHash::EXPECTED,
         CheckUrl::FORMAT => CheckUrl::EXPECTED,
         HttpUrl::FORMAT => HttpUrl::EXPECTED,
@@ -215,6 +217,46 @@ impl Percent {
 impl Serialize for Percent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{}%", self.0))
+    }
+}
+
+/// A number of bytes, with a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ByteSize(pub(crate) u64);
+
+unit!(ByteSize);
+
+impl Unit for ByteSize {
+    const FORMAT: &'static str = "byte-size";
+    const EXPECTED: &'static str = "a whole number and `KiB`, `MiB` or `GiB`, such as `256MiB`";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        let not = Complaint::new("is not a size", Self::EXPECTED);
+        let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(split);
+        let unit: u64 = match unit {
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return Err(not),
+        };
+        let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+        bytes.filter(|bytes| (1..=1 << 40).contains(bytes)).map(Self).ok_or(not)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1 << 30, "GiB"), (1 << 20, "MiB")];
+        let (size, unit) =
+            units.into_iter().find(|(size, _)| self.0.is_multiple_of(*size)).unwrap_or((1 << 10, "KiB"));
+        write!(f, "{}{unit}", self.0 / size)
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

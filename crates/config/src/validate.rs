@@ -154,7 +154,7 @@ impl Validator<'_> {
 
     /// Each entry is one thing, and the service that it names is another one.
     fn fallback(&mut self, service: &Node, root: &Node, path: &str) {
-        const STEPS: [&str; 3] = ["service", "max_tokens", "static"];
+        const STEPS: [&str; 4] = ["service", "max_tokens", "cached", "static"];
         let services = items(root, "services");
         let names: Vec<&Node> = services.iter().filter_map(|service| service.get("name")).collect();
         for (index, entry) in items(service, "fallback").iter().enumerate() {
@@ -164,7 +164,14 @@ impl Validator<'_> {
                 let message =
                     if given.is_empty() { "says nothing to do" } else { "says several things to do" };
                 let problem = Problem::new(self.file, entry.at, path.clone(), message.to_owned());
-                self.problems.push(problem.expected("one of `service`, `max_tokens` or `static`"));
+                self.problems.push(problem.expected("one of `service`, `max_tokens`, `cached` or `static`"));
+            }
+            if let Some(cached) =
+                entry.get("cached").filter(|_| service.get("cache").is_none_or(Node::is_null))
+            {
+                let message = "the service has no cache to answer from".to_owned();
+                let problem = Problem::new(self.file, cached.at, format!("{path}.cached"), message);
+                self.problems.push(problem.expected("`cache` in the service"));
             }
             let Some(named) = entry.get("service") else { continue };
             if named.text().is_some() && named.text() == service.get("name").and_then(Node::text) {

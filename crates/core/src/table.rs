@@ -120,6 +120,8 @@ pub struct ServiceSpec {
     pub resume: ResumeSpec,
     /// In this order.
     pub fallback: Vec<FallbackSpec>,
+    /// `None` = answers are not kept.
+    pub cache: Option<CacheSpec>,
     pub breaker: BreakerSpec,
     pub outlier: OutlierSpec,
     pub health: HealthSpec,
@@ -442,8 +444,19 @@ pub enum FallbackStep {
     Service(String),
     /// Ask again for so many tokens at most.
     MaxTokens(u64),
+    /// Answer from the cache, even with what has expired.
+    Cached,
     /// Answer with this text.
     Static(String),
+}
+
+/// Answers kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheSpec {
+    /// All of a service's answers together.
+    pub max_bytes: u64,
+    pub ttl: Duration,
+    pub share_across_tenants: bool,
 }
 
 /// Which troubles a fallback is for.

@@ -9,6 +9,7 @@ use backstop_openai::error::is_context_length;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::attempt::{self, Won};
+use crate::cache::{Keeper, Kept, Key, Look};
 use crate::endpoint::Lease;
 use crate::failover::{self, Choice, Past};
 use crate::fault::Fault;
@@ -16,11 +17,14 @@ use crate::record::{REQUEST_ID, Record};
 use crate::relay::Relay;
 use crate::reply::{self, ATTEMPTS, ReplyBody, VERSION};
 use crate::request::Routed;
-use crate::table::{Service, Version};
+use crate::table::{Service, Table, Version};
 use crate::{Shared, clock};
 
 /// Which entry of the fallback answered.
 const DEGRADED: HeaderName = HeaderName::from_static("x-backstop-degraded");
+
+/// `hit` or `stale`, on answers from the cache.
+const CACHE: HeaderName = HeaderName::from_static("x-backstop-cache");
 
 /// An attempt that brought something fit for the client.
 struct Answered {
@@ -40,29 +44,78 @@ enum Unanswered {
 
 pub(crate) async fn answer(shared: Arc<Shared>, routed: Routed, mut record: Record) -> Response<ReplyBody> {
     let table = shared.table.load_full();
+    let key = routed.cache.as_ref().and_then(|cache| cache.key(&routed));
+    let keeper = match look(&shared, &table, &routed, key, &record).await {
+        Some(Look::Hit(kept)) => return say_again(&kept, "hit", None, record),
+        Some(Look::Miss(keeper)) => Some(keeper),
+        Some(Look::Alone) | None => None,
+    };
     let unanswered = match attempts(&shared, &routed, &mut record).await {
-        Ok(answered) => return commit(shared, answered, routed, record, None),
+        Ok(answered) => return commit(shared, answered, routed, record, Delivery { degraded: None, keeper }),
         Err(unanswered) => unanswered,
     };
+    drop(keeper);
     if let Some(service) = table.services.get(&routed.service).filter(|it| !it.fallback.is_empty()) {
         for entry in service.fallback.iter().filter(|entry| unanswered.is_for(entry)) {
-            if let Some(response) = fall_back(&shared, entry, &routed, &mut record).await {
-                return match response {
+            if let Some(fallen) = fall_back(&shared, entry, &routed, key, &mut record).await {
+                return match fallen {
                     Fallen::Answered(answered, routed, level) => {
-                        commit(shared, answered, routed, record, Some(level))
+                        let delivery = Delivery { degraded: Some(level), keeper: None };
+                        commit(shared, answered, routed, record, delivery)
                     }
+                    Fallen::Cached(kept) => say_again(&kept, "stale", Some("cached"), record),
                     Fallen::Static(body) => say(&routed, body, record),
                 };
             }
         }
     }
     match unanswered {
-        Unanswered::TooLong(answered) => commit(shared, answered, routed, record, None),
+        Unanswered::TooLong(answered) => commit(shared, answered, routed, record, Delivery::default()),
         Unanswered::Fault(fault) => {
             let version = failover::assigned(&table, &routed).map(|version| version.header.clone());
             reply::fault(&fault, &version.unwrap_or(HeaderValue::from_static("none")), record)
         }
     }
+}
+
+/// Looks for a kept answer; `None` if answers to this request are not kept.
+async fn look(
+    shared: &Shared,
+    table: &Table,
+    routed: &Routed,
+    key: Option<Key>,
+    record: &Record,
+) -> Option<Look> {
+    let cache = routed.cache.as_ref()?;
+    let version = failover::assigned(table, routed)?.header.clone();
+    let look = shared.unless_closing(cache.look(key?, version, routed.total.deadline)).await?;
+    record.looked(matches!(look, Look::Hit(_)));
+    Some(look)
+}
+
+/// An answer from the cache.
+fn say_again(
+    kept: &Kept,
+    from: &'static str,
+    degraded: Option<&'static str>,
+    mut record: Record,
+) -> Response<ReplyBody> {
+    let mut headers = HeaderMap::from_iter([
+        (header::CONTENT_TYPE, kept.content_type.clone()),
+        (header::AGE, HeaderValue::from(kept.age().as_secs())),
+        (REQUEST_ID, record.request_id.clone()),
+        (VERSION, kept.version.clone()),
+        (ATTEMPTS, HeaderValue::from(record.attempts())),
+        (CACHE, HeaderValue::from_static(from)),
+    ]);
+    if let Some(level) = degraded {
+        headers.insert(DEGRADED, HeaderValue::from_static(level));
+        record.degraded(level.to_owned());
+    }
+    record.answered(200);
+    let mut response = Response::new(ReplyBody::Whole(kept.body.clone()));
+    *response.headers_mut() = headers;
+    response
 }
 
 impl Unanswered {
@@ -125,6 +178,7 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
 #[expect(clippy::large_enum_variant, reason = "taken apart at once")]
 enum Fallen {
     Answered(Answered, Routed, String),
+    Cached(Arc<Kept>),
     Static(bytes::Bytes),
 }
 
@@ -133,6 +187,7 @@ async fn fall_back(
     shared: &Shared,
     entry: &FallbackSpec,
     routed: &Routed,
+    key: Option<Key>,
     record: &mut Record,
 ) -> Option<Fallen> {
     let (routed, level) = match &entry.step {
@@ -144,6 +199,9 @@ async fn fall_back(
         FallbackStep::MaxTokens(most) => {
             let body = canned::shorter(routed.api, &routed.body, *most)?;
             (routed.with_body(body), format!("max_tokens={most}"))
+        }
+        FallbackStep::Cached => {
+            return routed.cache.as_ref()?.any(&key?).map(Fallen::Cached);
         }
         FallbackStep::Static(text) => {
             let id = record.request_id.to_str().unwrap_or("static");
@@ -159,14 +217,23 @@ async fn fall_back(
     helps.then_some(Fallen::Answered(answered, routed, level))
 }
 
+/// How an answer is delivered besides.
+#[derive(Default)]
+struct Delivery {
+    /// The entry of the fallback that it comes from.
+    degraded: Option<String>,
+    keeper: Option<Keeper>,
+}
+
 /// From here on the client sees what happens.
 fn commit(
     shared: Arc<Shared>,
     answered: Answered,
     routed: Routed,
     mut record: Record,
-    degraded: Option<String>,
+    delivery: Delivery,
 ) -> Response<ReplyBody> {
+    let Delivery { degraded, keeper } = delivery;
     let Answered { won, lease, version, past } = answered;
     let (request_id, attempts) = (record.request_id.clone(), record.attempts());
     let level = degraded.as_ref().and_then(|level| HeaderValue::from_str(level).ok());
@@ -180,11 +247,17 @@ fn commit(
             }
             lease.finish(if status.is_success() { Outcome::Success } else { Outcome::Neutral });
             record.answered(status.as_u16());
+            if let Some(keeper) = keeper.filter(|_| status == StatusCode::OK) {
+                keeper.keep(headers.get(header::CONTENT_TYPE), body.clone());
+            }
             (status, headers, ReplyBody::Whole(body))
         }
         Won::Stream { headers, reader, held, ended } => {
             record.first_token(clock::now() - record.started);
             let mut relay = Box::new(Relay::new(shared, reader, lease, held, routed, past, record));
+            if let Some(keeper) = keeper {
+                relay.keep(keeper.tee(headers.get(header::CONTENT_TYPE)));
+            }
             if ended {
                 relay.end();
             }

@@ -6,6 +6,7 @@
 mod answer;
 mod attempt;
 mod body;
+mod cache;
 mod client_io;
 mod clock;
 mod dependency;

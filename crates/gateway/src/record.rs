@@ -154,6 +154,13 @@ impl Record {
         }
     }
 
+    /// The cache was asked for the answer.
+    pub(crate) fn looked(&self, hit: bool) {
+        if let Some(metrics) = &self.metrics {
+            metrics.looked(hit);
+        }
+    }
+
     /// The stream goes on elsewhere, from so many characters and tokens on.
     pub(crate) fn resumed(&mut self, rest: &Rest, place: Option<(usize, u64)>) {
         let (characters, tokens) = place.unwrap_or_default();

@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backstop_core::table::{DependencySpec, EndpointSpec, ServiceSpec};
+use backstop_core::table::{CacheSpec, DependencySpec, EndpointSpec, ServiceSpec};
 
+use crate::cache::Cache;
 use crate::dependency::{self, Dependency};
 use crate::endpoint::{Endpoint, EndpointId, Settings};
 use crate::events::Events;
@@ -19,6 +20,7 @@ pub(crate) struct Registry {
     /// By service and version.
     metrics: Mutex<HashMap<(String, String), Arc<VersionMetrics>>>,
     loads: Mutex<HashMap<String, Arc<ServiceLoad>>>,
+    caches: Mutex<HashMap<String, Arc<Cache>>>,
     /// By service and name.
     dependencies: Mutex<HashMap<(String, String), WatchedDependency>>,
     pub(crate) events: Arc<Events>,
@@ -41,6 +43,7 @@ impl Registry {
             entries: Mutex::default(),
             metrics: Mutex::default(),
             loads: Mutex::default(),
+            caches: Mutex::default(),
             dependencies: Mutex::default(),
             events,
         }
@@ -90,6 +93,20 @@ impl Registry {
         Arc::clone(loads.entry(service.to_owned()).or_default())
     }
 
+    /// The answers that a service keeps: those it has, unless they are to be kept otherwise from now on.
+    pub(crate) fn cache(&self, service: &str, spec: Option<CacheSpec>) -> Option<Arc<Cache>> {
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(spec) = spec else {
+            caches.remove(service);
+            return None;
+        };
+        let cache = caches.entry(service.to_owned()).or_insert_with(|| Arc::new(Cache::new(spec)));
+        if cache.spec != spec {
+            *cache = Arc::new(Cache::new(spec));
+        }
+        Some(Arc::clone(cache))
+    }
+
     /// The dependency that a spec names: the one that is known, with its new settings, or a new one. One that is looked
     /// for elsewhere from now on is new.
     pub(crate) fn dependency(&self, service: &Arc<str>, spec: &DependencySpec) -> Arc<Dependency> {
@@ -128,6 +145,9 @@ impl Registry {
         let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
         loads.retain(|service, _| table.services.contains_key(service.as_str()));
         drop(loads);
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.retain(|service, _| table.services.contains_key(service.as_str()));
+        drop(caches);
         let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         metrics.retain(|(service, version), _| {
             table.services.get(service.as_str()).is_some_and(|service| service.version(version).is_some())

@@ -12,6 +12,7 @@ use backstop_openai::resume::{Splice, Spliced};
 use bytes::Bytes;
 use tokio::time::Sleep;
 
+use crate::cache::Tee;
 use crate::endpoint::Lease;
 use crate::failover::Past;
 use crate::fault::Fault;
@@ -38,6 +39,9 @@ pub(crate) struct Relay {
     total: Total,
     /// `None` if the stream is not carried on when it ends too soon.
     resumption: Option<Box<Resumption>>,
+    /// Of an answer that is kept for others, if it becomes whole.
+    tee: Option<Box<Tee>>,
+    is_whole: bool,
 }
 
 type Attempts = Pin<Box<dyn Future<Output = (Resumption, Result<Rest, Fault>)> + Send>>;
@@ -75,15 +79,34 @@ impl Relay {
         let (clock, total) = (StallClock::new(routed.timeouts.inter_token), routed.total);
         let resumption = Resumption::new(routed, past, record.request_id.clone()).map(Box::new);
         let source = Source::Flowing { reader, lease, splice: None };
-        Self { shared, source, record: Some(record), ready: first, clock, total, resumption }
+        Self {
+            shared,
+            source,
+            record: Some(record),
+            ready: first,
+            clock,
+            total,
+            resumption,
+            tee: None,
+            is_whole: false,
+        }
+    }
+
+    /// Keeps the answer for others, if it becomes whole.
+    pub(crate) fn keep(&mut self, tee: Tee) {
+        self.tee = Some(Box::new(tee));
     }
 
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             if !self.ready.is_empty() {
+                self.tee = self.tee.take().and_then(|tee| tee.push(&self.ready));
                 return Poll::Ready(Some(std::mem::take(&mut self.ready)));
             }
             if matches!(self.source, Source::Ended) {
+                if let Some(tee) = self.tee.take().filter(|_| self.is_whole) {
+                    tee.keep();
+                }
                 return Poll::Ready(None);
             }
             if self.shared.phase() == Phase::Closing {
@@ -166,6 +189,7 @@ impl Relay {
 
     /// The upstream has said everything.
     pub(crate) fn end(&mut self) {
+        self.is_whole = true;
         let tokens_before = self.resumption.as_ref().map_or(0, |resumption| resumption.tokens_before());
         if let Source::Flowing { reader, lease, .. } = std::mem::replace(&mut self.source, Source::Ended) {
             if let Some(record) = &self.record {

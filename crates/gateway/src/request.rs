@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
 
 use crate::body::read_body;
+use crate::cache::Cache;
 use crate::endpoint::fnv1a;
 use crate::fault::{Fault, Refusal};
 use crate::identity::Client;
@@ -53,7 +54,9 @@ pub(crate) struct Routed {
     pub(crate) version: Arc<str>,
     pub(crate) retry: RetrySpec,
     pub(crate) resume: Arc<ResumeSpec>,
+    pub(crate) client: Option<Arc<Client>>,
     /// Of the service that the client asked for.
+    pub(crate) cache: Option<Arc<Cache>>,
     pub(crate) load: Arc<ServiceLoad>,
     pub(crate) session: u64,
 }
@@ -143,7 +146,9 @@ async fn understand(
         version: Arc::clone(&version.name),
         retry: service.retry,
         resume: Arc::clone(&service.resume),
+        cache: service.cache.clone(),
         load: Arc::clone(&service.load),
+        client,
         session: mix(session),
     })
 }

@@ -12,6 +12,7 @@ use backstop_core::table::{
 };
 use http::{HeaderMap, HeaderValue};
 
+use crate::cache::Cache;
 use crate::dependency::Dependency;
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::identity::{Client, Identities};
@@ -39,6 +40,7 @@ pub(crate) struct Service {
     pub(crate) resume: Arc<ResumeSpec>,
     pub(crate) fallback: Vec<FallbackSpec>,
     pub(crate) load: Arc<ServiceLoad>,
+    pub(crate) cache: Option<Arc<Cache>>,
     /// The first of the values of `model` that select it.
     pub(crate) model: String,
     pub(crate) outlier: OutlierSpec,
@@ -187,6 +189,7 @@ impl Service {
             resume: Arc::new(spec.resume.clone()),
             fallback: spec.fallback.clone(),
             load: registry.load(&spec.name),
+            cache: registry.cache(&spec.name, spec.cache),
             model: spec.models.first().unwrap_or(&spec.name).clone(),
             outlier: spec.outlier,
         }

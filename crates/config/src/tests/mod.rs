@@ -6,7 +6,7 @@ mod intent;
 use std::time::Duration;
 
 use backstop_core::table::{
-    Across, Addresses, BalancePolicy, BreakerSpec, CheckSpec, DependencyCheck, DependencyEffect,
+    Across, Addresses, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec, DependencyCheck, DependencyEffect,
     DependencySpec, EndpointSpec, Engine, FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, OutlierSpec,
     Protocol, ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme,
     ServiceSpec, TableSpec, Target, Timeouts, TlsSpec, VersionSpec, When,
@@ -107,6 +107,7 @@ fn minimal_service() -> ServiceSpec {
             retry_after_max: Duration::from_secs(5),
         },
         fallback: Vec::new(),
+        cache: None,
         resume: ResumeSpec {
             attempts: 2,
             modes: vec![ResumeMode::Continue, ResumeMode::Replay],
@@ -209,9 +210,15 @@ fn full() {
         ],
         regions: RegionSpec { mode: RegionMode::ActiveActive, order: vec!["eu".into(), "us".into()] },
         dependencies: vec![vectors, cache],
+        cache: Some(CacheSpec {
+            max_bytes: 256 << 20,
+            ttl: Duration::from_secs(600),
+            share_across_tenants: false,
+        }),
         fallback: vec![
             fallback(FallbackStep::Service("chat-small".into()), true),
             fallback(FallbackStep::MaxTokens(128), false),
+            fallback(FallbackStep::Cached, true),
             fallback(FallbackStep::Static("We are busy, please try again.".into()), true),
         ],
         rules: vec![RuleSpec { header: ("x-gray-release".into(), "v2".into()), version: "v2".into() }],
@@ -623,6 +630,28 @@ fn names() {
     check(
         &versions(&version("w", "{ url: \"http://h:1\" }")),
         &["4:13 services[0].stable: there is no version `v`"],
+    );
+}
+
+#[test]
+fn cache() {
+    let s = service("cache: { ttl: 1m, share_across_tenants: true }");
+    let cache = s.cache.expect("a cache");
+    assert_eq!(
+        (cache.max_bytes, cache.ttl, cache.share_across_tenants),
+        (256 << 20, Duration::from_secs(60), true)
+    );
+    check_service(
+        "cache: { max_bytes: 10MB, share_across_tenants: sometimes }\nfallback: [{ cached: yes }, { cached: true }]",
+        &[
+            "3:25 services[0].cache.max_bytes: `10MB` is not a size",
+            "3:53 services[0].cache.share_across_tenants: `sometimes` is not a truth value",
+            "4:26 services[0].fallback[0].cached: `yes` is not a truth value",
+        ],
+    );
+    check_service(
+        "fallback: [{ cached: true }]",
+        &["3:26 services[0].fallback[0].cached: the service has no cache to answer from"],
     );
 }
 

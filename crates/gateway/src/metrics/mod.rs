@@ -64,6 +64,8 @@ metrics! {
         "Attempts beyond the first of a request.";
     DEGRADED = Counter "backstop_degraded_total" VERSION,
         "Requests of the version that were answered by an entry of its service's fallback.";
+    CACHE = Counter "backstop_cache_requests_total" &["service", "version", "result"],
+        "Requests whose answers may be kept, by whether there was one (result: hit or miss).";
     RESUMES = Counter "backstop_resumes_total" &["service", "version", "mode"],
         "Streams that ended too soon and were carried on by the version (mode: continue or replay).";
     FIRST_TOKEN = Histogram "backstop_first_token_seconds" VERSION,
@@ -159,6 +161,8 @@ pub(crate) struct VersionMetrics {
     errors: ByCode,
     retries: AtomicU64,
     degraded: AtomicU64,
+    /// Misses and hits.
+    cache: [AtomicU64; 2],
     /// By [`ResumeMode`].
     resumes: [AtomicU64; 2],
     first_token: Histogram,
@@ -179,6 +183,10 @@ impl VersionMetrics {
 
     pub(crate) fn degraded(&self) {
         self.degraded.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn looked(&self, hit: bool) {
+        self.cache[usize::from(hit)].fetch_add(1, Relaxed);
     }
 
     pub(crate) fn resumed(&self, mode: ResumeMode) {
@@ -248,6 +256,9 @@ fn add_versions(page: &mut Page, table: &Table) {
             }
             page.add(&RETRIES, &names, metrics.retries.load(Relaxed) as f64);
             page.add(&DEGRADED, &names, metrics.degraded.load(Relaxed) as f64);
+            for (count, result) in metrics.cache.iter().zip(["miss", "hit"]) {
+                page.add(&CACHE, &[service_name, version_name, result], count.load(Relaxed) as f64);
+            }
             for (mode, name) in [(ResumeMode::Continue, "continue"), (ResumeMode::Replay, "replay")] {
                 let count = metrics.resumes[mode as usize].load(Relaxed);
                 page.add(&RESUMES, &[service_name, version_name, name], count as f64);

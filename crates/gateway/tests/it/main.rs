@@ -8,6 +8,7 @@
 
 mod api;
 mod balance;
+mod cache;
 mod cancel;
 mod client;
 mod duty;

@@ -62,6 +62,7 @@ pub(crate) fn service(sims: &[Sim]) -> ServiceSpec {
         },
         retry: RetrySpec { attempts: 2, backoff: ms(2), budget: 1.0, retry_after_max: ms(5000) },
         fallback: Vec::new(),
+        cache: None,
         resume: ResumeSpec { attempts: 0, modes: Vec::new(), across: Vec::new() },
         breaker: BreakerSpec { failures: 1000, open: LONG },
         outlier: OutlierSpec { interval: LONG, ejection: LONG, max_ejected: 0.5 },
