@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use backstop_core::health::State;
 use backstop_core::table::{Across, FallbackSpec, FallbackStep, ResumeMode, ResumeSpec, ServiceSpec, When};
-use backstop_engine_sim::{Cut, Fault, PolicyCode};
+use backstop_engine_sim::{Cut, Dist, Fault, PolicyCode, SimConfig};
 use serde_json::Value;
 
 use crate::client::{End, Reply, chat, until};
@@ -71,7 +71,7 @@ fn scenarios() -> Vec<Scenario> {
         stream("bytes that are no text", Fault::Garbage { after: 10 }),
         stream("an error event", Fault::ErrorEvent { after: 10, done: false }),
         stream("an error event and `[DONE]`", Fault::ErrorEvent { after: 10, done: true }),
-        stream("an event of 3 MB", Fault::HugeEvent { after: 10, bytes: 3_000_000 }),
+        stream("an event of 1.5 MB", Fault::HugeEvent { after: 10, bytes: 1_500_000 }),
         stream("`[DONE]` without a finish reason", Fault::NoFinish),
         stream("no `[DONE]` after the finish reason", Fault::NoDone),
         stream("closes the connection after the finish reason", Fault::CutAfterFinish { how: Cut::Fin }),
@@ -85,10 +85,10 @@ fn scenarios() -> Vec<Scenario> {
 }
 
 fn patient(service: &mut ServiceSpec) {
-    service.timeouts.first_token = ms(400);
-    service.timeouts.inter_token = ms(400);
-    service.timeouts.response = ms(1000);
-    service.timeouts.total = ms(3000);
+    service.timeouts.first_token = ms(2000);
+    service.timeouts.inter_token = ms(2000);
+    service.timeouts.response = ms(3000);
+    service.timeouts.total = ms(8000);
     service.resume = ResumeSpec {
         attempts: 2,
         modes: vec![ResumeMode::Continue, ResumeMode::Replay],
@@ -98,7 +98,9 @@ fn patient(service: &mut ServiceSpec) {
 
 async fn world(left: Left) -> World {
     let count = if left == Left::Nothing { 1 } else { 2 };
-    let mut world = World::start(count, patient).await;
+    // A fault that arrives together with the first output is met before anything was sent, and told otherwise.
+    let config = SimConfig { itl: Dist::Constant(ms(15)), ..SimConfig::default() };
+    let mut world = World::of(vec![config; count], patient).await;
     if left == Left::Fallback {
         let mut small = service(&world.sims[1..]);
         patient(&mut small);
@@ -214,15 +216,18 @@ nothing stays in flight.
 #[tokio::test]
 async fn the_contract_is_as_documented() {
     let mut cells = tokio::task::JoinSet::new();
+    let few_at_a_time = std::sync::Arc::new(tokio::sync::Semaphore::new(24));
     for (row, scenario) in scenarios().into_iter().enumerate() {
         let scenario = std::sync::Arc::new(scenario);
         for (column, left) in [Left::Spare, Left::Fallback, Left::Nothing].into_iter().enumerate() {
             for (form, stream) in [(Form::Stream, true), (Form::Plain, false)] {
                 if scenario.form == Form::Both || scenario.form == form {
                     let scenario = std::sync::Arc::clone(&scenario);
-                    cells.spawn(
-                        async move { ((!stream, row, column), observe(&scenario, left, stream).await) },
-                    );
+                    let few_at_a_time = std::sync::Arc::clone(&few_at_a_time);
+                    cells.spawn(async move {
+                        let _turn = few_at_a_time.acquire_owned().await.unwrap();
+                        ((!stream, row, column), observe(&scenario, left, stream).await)
+                    });
                 }
             }
         }

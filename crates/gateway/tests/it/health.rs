@@ -194,7 +194,11 @@ async fn a_frozen_engine_is_found_and_comes_back() {
         world.sims[0].set_fault(Fault::Freeze);
         world.until_state(0, State::Unhealthy).await;
         let reason = world.endpoint(0).reason;
-        assert!(reason.starts_with("progress: 1 requests in flight and no token for"), "{reason}");
+        // An inference may be in flight besides.
+        assert!(
+            reason.starts_with("progress: ") && reason.contains(" in flight and no token for"),
+            "{reason}"
+        );
         // Others are served elsewhere meanwhile.
         assert_eq!(chat(world.addr, true).await.content(), oracle(TOKENS));
         assert_eq!(world.requests(), [1, 1]);
