@@ -159,7 +159,8 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
             Err(fault) => fault,
         };
         drop(permit);
-        tracing::debug!(endpoint = &*endpoint.id.url, error = %fault, code = fault.code(), "attempt failed");
+        let request_id = record.request_id.to_str().unwrap_or_default();
+        tracing::debug!(request_id, endpoint = &*endpoint.id.url, error = %fault, code = fault.code(), "attempt failed");
         if matches!(fault, Fault::Credentials(_)) {
             tracing::error!(
                 endpoint = &*endpoint.id.url,
