@@ -4,8 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 # One virtual environment in it for each proxy of the benchmark that is a Python package.
 PEERS ?= .venv-peers
-# Arguments for the demo, the Python tests or the benchmark, such as ARGS="--headless".
+# Arguments for the demo, the Python tests, the benchmark or the soak, such as ARGS="--headless".
 ARGS ?=
+SOAK_MINUTES ?= 20
+# Repeats a soak; chosen by chance if empty.
+SOAK_SEED ?=
 
 PIP_STAMP := $(VENV)/.installed
 NODE_STAMP := tests/node_modules/.installed
@@ -64,13 +67,14 @@ else
 	@echo "wrote bench/results/report.md; docs/benchmarks.md is written by a run without ARGS"
 endif
 
-soak: ## five minutes of load while replicas are killed and brought back, over and over
-	cargo build --release -p backstop
-	target/release/backstop demo --headless --cycles 30 --clients 32
+soak: ## load while replicas are killed, stopped and reconfigured at random; writes docs/soak.md
+	cargo build --release -p backstop -p backstop-soak
+	target/release/backstop-soak --backstop target/release/backstop --minutes $(SOAK_MINUTES) \
+		$(if $(SOAK_SEED),--seed $(SOAK_SEED)) --out soak/results --docs docs $(ARGS)
 
 clean: ## remove everything that was built or installed
 	cargo clean
-	rm -rf $(VENV) $(PEERS) .tools tests/node_modules bench/results
+	rm -rf $(VENV) $(PEERS) .tools tests/node_modules bench/results soak/results
 
 # The stamps hold a digest of what was asked for, so a changed list is installed again and nothing else is.
 $(PIP_STAMP): FORCE

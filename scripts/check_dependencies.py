@@ -14,6 +14,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "backstop-engine-sim": {"backstop-openai"},
     "backstop": None,
     "backstop-bench": set(),
+    "backstop-soak": {"backstop-engine-sim"},
 }
 # Tests may use more, such as the simulator in place of a model server. The planes stay apart there too.
 APART_IN_TESTS = {
