@@ -55,6 +55,7 @@ pub(crate) struct Incident {
     pub(crate) to: Duration,
     /// `None`: cut with an honest error event.
     pub(crate) breach: Option<Breach>,
+    /// The code of the error event, or what is wrong.
     pub(crate) what: String,
 }
 
@@ -315,7 +316,7 @@ impl Asking<'_> {
             }
             Ending::Broken(breach, what) => {
                 counts.broken += 1;
-                (Some(*breach), Some(what.clone()))
+                (Some(*breach), Some(format!("{what} ({:?})", self.ask.kind)))
             }
         };
         if self.open {
@@ -323,7 +324,6 @@ impl Asking<'_> {
         }
         if let Some(what) = what {
             let (from, to) = (self.since - self.shared.started, self.shared.started.elapsed());
-            let what = format!("{} ({:?})", what, self.ask.kind);
             seen.incidents.push(Incident { id: self.ask.id.clone(), from, to, breach, what });
         }
     }

@@ -82,6 +82,15 @@ pub(crate) enum Deed {
     Add,
 }
 
+/// What may become of requests on a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Excuse {
+    /// Attempts that have not begun to answer may fail, and be held against it. Streams that flow go on.
+    Blame,
+    /// That, and streams may be cut.
+    Cut,
+}
+
 /// How Backstop hears of a new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trigger {
@@ -201,10 +210,13 @@ impl Deed {
         self.kind().harms()
     }
 
-    /// Whether Backstop may hold it against the replica, and a stream on it may be cut. What an operator takes out
-    /// gently loses nothing, and what is late by less than any timeout neither.
-    pub(crate) fn excuses(self) -> bool {
-        matches!(self, Self::Kill | Self::Stop | Self::Isolate)
+    /// What it excuses. What is drained or removed loses nothing, and what is late by less than any timeout neither.
+    pub(crate) fn excuse(self) -> Option<Excuse> {
+        match self {
+            Self::Kill | Self::Stop => Some(Excuse::Cut),
+            Self::Isolate => Some(Excuse::Blame),
+            _ => None,
+        }
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct Report {
     pub(crate) first_token: Option<FirstToken>,
     /// The most streams open at once.
     pub(crate) peak_streams: u64,
+    /// Cut streams by the code of the error.
+    pub(crate) cut_by_code: BTreeMap<String, usize>,
     pub(crate) by_kind: BTreeMap<Kind, usize>,
     pub(crate) verdict: Verdict,
     pub(crate) actions: Vec<Done>,
@@ -84,7 +86,7 @@ impl Report {
                 format!("{requests} ({streams} streams, {chats} chats, {embeddings} embeddings)"),
             ),
             row("answered, whole and right", answered.to_string()),
-            row("cut in the middle, with an error event", cut.to_string()),
+            row("cut in the middle, with an error event", self.cuts(cut)),
             row("left by the client", left.to_string()),
             row("failed, truncated, wrong or hanging", broken.to_string()),
         ];
@@ -106,6 +108,12 @@ impl Report {
         let actions = self.by_kind.iter().map(|(kind, count)| format!("{count} × {}", kind.name()));
         rows.push(row("actions", actions.collect::<Vec<_>>().join(", ")));
         rows
+    }
+
+    fn cuts(&self, cut: u64) -> String {
+        let codes = self.cut_by_code.iter().map(|(code, count)| format!("{count} {code}"));
+        let codes: Vec<_> = codes.collect();
+        if codes.is_empty() { cut.to_string() } else { format!("{cut} ({})", codes.join(", ")) }
     }
 
     /// For the terminal.
@@ -155,7 +163,9 @@ is from that run.
     fn claim(&self) -> String {
         let violations = &self.verdict.violations;
         if violations.is_empty() {
-            return PROVED.to_owned();
+            let flat = self.verdict.growth.iter().any(|growth| growth.judged);
+            let also = if flat { "\n- Memory and descriptors stayed flat." } else { "" };
+            return format!("{PROVED}{also}");
         }
         let list: Vec<String> =
             violations.iter().map(|it| format!("- {:.1} s: {}", it.at, it.what)).collect();
@@ -167,11 +177,11 @@ const PROVED: &str = "It proves, for these faults:
 
 - No request failed before its first byte while a healthy replica existed, and one always did.
 - Every stream that was cut ended with a valid error event and without `[DONE]`, and its replica had really been
-  killed, stopped or isolated.
+  killed or stopped.
 - No answer was truncated, none was wrong, none hung: each was compared with the text it had to be.
-- Clients that left early, reloads, drains and short stalls were held against no replica; invalid files changed nothing.
-- Backstop's own counts are those of the clients, nothing was left in flight, and every replica came back.
-- Memory and descriptors stayed flat.";
+- Clients that left early, reloads, drains, removals and short stalls were held against no replica; invalid files changed
+  nothing.
+- Backstop's own counts are those of the clients, nothing was left in flight, and every replica came back.";
 
 const METHOD: &str = "
 ## Method
@@ -269,6 +279,7 @@ mod tests {
             totals: Some(Totals::default()),
             first_token: None,
             peak_streams: 3,
+            cut_by_code: BTreeMap::from([("upstream_disconnected".to_owned(), 3)]),
             by_kind: BTreeMap::from([(Kind::Kill, 1)]),
             verdict: Verdict { violations: Vec::new(), growth: Vec::new() },
             actions: vec![Done { at: 9.0, kind: Kind::Kill, what: "kill".to_owned(), problem: None }],

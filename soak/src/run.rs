@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::api::Totals;
-use crate::load::{Gauge, Load};
+use crate::load::{Gauge, Load, Seen};
 use crate::log::Log;
 use crate::plan::{self, Action};
 use crate::report::{FirstToken, Report, today};
-use crate::verdict::{Done, Evidence};
-use crate::watch::Watch;
+use crate::verdict::{Done, Evidence, Verdict};
+use crate::watch::{Sample, Watch};
 use crate::world::World;
 
 /// Load without faults at the beginning, so that what leaving clients do shows by itself.
@@ -101,6 +101,7 @@ pub(crate) async fn run(args: &Args, seed: u64) -> Result<Report> {
         done: &done,
         log: &log,
         urls: &urls,
+        length: until - started,
         faults: (begin, end),
         totals,
         problems,
@@ -109,11 +110,25 @@ pub(crate) async fn run(args: &Args, seed: u64) -> Result<Report> {
     if !verdict.violations.is_empty() {
         eprintln!("configuration and logs are kept in {}", world.keep());
     }
+    Ok(report(args, seed, seen, verdict, (totals, done, samples)))
+}
+
+fn report(
+    args: &Args,
+    seed: u64,
+    seen: Seen,
+    verdict: Verdict,
+    (totals, actions, samples): (Option<Totals>, Vec<Done>, Vec<Sample>),
+) -> Report {
+    let mut cut_by_code = BTreeMap::new();
+    for cut in seen.incidents.iter().filter(|incident| incident.breach.is_none()) {
+        *cut_by_code.entry(cut.what.clone()).or_default() += 1;
+    }
     let mut by_kind = BTreeMap::new();
-    for action in &done {
+    for action in &actions {
         *by_kind.entry(action.kind).or_default() += 1;
     }
-    Ok(Report {
+    Report {
         date: today(),
         seed,
         minutes: args.minutes,
@@ -123,11 +138,12 @@ pub(crate) async fn run(args: &Args, seed: u64) -> Result<Report> {
         totals,
         first_token: FirstToken::of(seen.first_tokens),
         peak_streams: samples.iter().map(|sample| sample.open_streams).max().unwrap_or(0),
+        cut_by_code,
         by_kind,
         verdict,
-        actions: done,
+        actions,
         samples,
-    })
+    }
 }
 
 impl Course {

@@ -8,7 +8,7 @@ use crate::api::Totals;
 use crate::load::{Incident, Seen};
 use crate::log::Log;
 use crate::oracle::Breach;
-use crate::plan::Kind;
+use crate::plan::{Excuse, Kind};
 use crate::watch::Sample;
 use crate::world::Trouble;
 
@@ -37,6 +37,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) log: &'a Log,
     /// By replica.
     pub(crate) urls: &'a [String],
+    /// How long the run was to be.
+    pub(crate) length: Duration,
     /// From the first action to the last.
     pub(crate) faults: (Duration, Duration),
     /// Backstop's own account when all was over.
@@ -134,15 +136,13 @@ impl Evidence<'_> {
         let Some(replica) = self.urls.iter().position(|other| *other == url) else {
             return Some(format!("and `{url}` is no replica"));
         };
-        let excused = self.in_trouble(replica, incident.from, incident.to);
+        let excused = self.is_excused(Excuse::Cut, replica, incident.from, incident.to);
         (!excused).then(|| format!("but nothing ailed replica {replica}"))
     }
 
-    fn in_trouble(&self, replica: usize, from: Duration, to: Duration) -> bool {
-        let of_replica = self.troubles.iter().filter(|trouble| trouble.replica == replica);
-        of_replica
-            .into_iter()
-            .any(|trouble| trouble.from <= to && trouble.to.is_none_or(|end| end + ECHO >= from))
+    fn is_excused(&self, what: Excuse, replica: usize, from: Duration, to: Duration) -> bool {
+        let mut troubles = self.troubles.iter().filter(|it| it.replica == replica && it.excuse >= what);
+        troubles.any(|trouble| trouble.from <= to && trouble.to.is_none_or(|end| end + ECHO >= from))
     }
 
     /// Attempts held against replicas that nothing ailed: clients that leave, reloads and orderly changes must not
@@ -154,7 +154,7 @@ impl Evidence<'_> {
             let (from, to) = (Duration::from_secs_f64(before.at), Duration::from_secs_f64(after.at));
             for (replica, (was, is)) in before.failures.iter().zip(&after.failures).enumerate() {
                 let (Some(was), Some(is)) = (was, is) else { continue };
-                if is > was && !self.in_trouble(replica, from, to) {
+                if is > was && !self.is_excused(Excuse::Blame, replica, from, to) {
                     let what = format!(
                         "replica {replica} is blamed for {} attempts, but nothing ailed it",
                         is - was
@@ -208,7 +208,7 @@ impl Evidence<'_> {
     fn growth(&self) -> Vec<Growth> {
         let (from, to) = (self.faults.0.as_secs_f64(), self.faults.1.as_secs_f64());
         let quarter = (to - from) / 4.0;
-        let judged = self.faults.1.saturating_sub(self.faults.0) + ECHO >= LONG_ENOUGH;
+        let judged = self.length >= LONG_ENOUGH;
         let median_of = |value: fn(&Sample) -> f64, from: f64, to: f64| {
             median(self.samples.iter().filter(|it| it.at >= from && it.at < to).map(value).collect())
         };
@@ -264,6 +264,7 @@ mod tests {
         done: Vec<Done>,
         log: Log,
         urls: Vec<String>,
+        length: Duration,
         totals: Option<Totals>,
         problems: Vec<(Duration, String)>,
     }
@@ -277,20 +278,26 @@ mod tests {
             Self {
                 seen: Seen { counts, incidents: vec![cut], ..Seen::default() },
                 samples: (0..1200).map(sample).collect(),
-                troubles: vec![Trouble { replica: 1, from: secs(101), to: Some(secs(110)) }],
+                troubles: vec![Trouble {
+                    replica: 1,
+                    excuse: Excuse::Cut,
+                    from: secs(101),
+                    to: Some(secs(110)),
+                }],
                 done: vec![done(50.0, Kind::Reload), done(101.0, Kind::Kill)],
                 log: Log::read(line, &BTreeSet::from(["r"])),
                 urls: vec!["http://a".to_owned(), "http://b".to_owned()],
+                length: secs(1200),
                 totals: Some(totals),
                 problems: Vec::new(),
             }
         }
 
         fn judge(&self) -> Verdict {
-            let Self { seen, samples, troubles, done, log, urls, totals, problems } = self;
+            let Self { seen, samples, troubles, done, log, urls, length, totals, problems } = self;
             let faults = (secs(10), secs(1190));
-            let (totals, problems) = (*totals, problems.clone());
-            Evidence { seen, samples, troubles, done, log, urls, faults, totals, problems }.judge()
+            let (length, totals, problems) = (*length, *totals, problems.clone());
+            Evidence { seen, samples, troubles, done, log, urls, length, faults, totals, problems }.judge()
         }
     }
 
@@ -343,12 +350,23 @@ mod tests {
         check(|it| it.troubles[0].replica = 0, &["nothing ailed replica 1"]);
         check(|it| it.troubles[0].from = secs(104), &["nothing ailed replica 1"]);
         check(
-            |it| it.troubles[0] = Trouble { replica: 1, from: secs(40), to: Some(secs(87)) },
+            |it| {
+                it.troubles[0] =
+                    Trouble { replica: 1, excuse: Excuse::Cut, from: secs(40), to: Some(secs(87)) }
+            },
             &["nothing ailed"],
         );
         // Its consequences last a little longer.
-        check(|it| it.troubles[0] = Trouble { replica: 1, from: secs(40), to: Some(secs(89)) }, &[]);
+        check(
+            |it| {
+                it.troubles[0] =
+                    Trouble { replica: 1, excuse: Excuse::Cut, from: secs(40), to: Some(secs(89)) }
+            },
+            &[],
+        );
         check(|it| it.troubles[0].to = None, &[]);
+        // Streams on an isolated replica go on.
+        check(|it| it.troubles[0].excuse = Excuse::Blame, &["nothing ailed replica 1"]);
         check(|it| it.log = Log::default(), &["does not say where"]);
     }
 
@@ -359,6 +377,13 @@ mod tests {
         };
         check(blame(1, 103), &[]);
         check(blame(1, 121), &[]);
+        let isolated = |it: &mut Record| {
+            blame(1, 121)(it);
+            it.troubles[0].excuse = Excuse::Blame;
+            it.seen.incidents.clear();
+            it.totals = None;
+        };
+        check(isolated, &[]);
         check(blame(1, 130), &["replica 1 is blamed for 3 attempts"]);
         check(blame(0, 103), &["replica 0 is blamed for 3 attempts"]);
         // One that was removed and added may begin anew.
@@ -390,6 +415,12 @@ mod tests {
             |change: fn(&mut Sample)| move |it: &mut Record| it.samples[900..].iter_mut().for_each(change);
         check(late(|it| it.memory_kib = 30 * 1024), &[]);
         check(late(|it| it.memory_kib = 32 * 1024), &["memory grew from 20.0 to 32.0 MiB"]);
+        // A short run only tells.
+        let short = |it: &mut Record| {
+            late(|it| it.memory_kib = 1 << 30)(it);
+            it.length = secs(599);
+        };
+        check(short, &[]);
         check(late(|it| it.descriptors = 140), &[]);
         check(late(|it| it.descriptors = 150), &["descriptors grew from 100.0 to 150.0"]);
         // The start does not count, nor does a peak.

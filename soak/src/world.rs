@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::api::{self, Admin, Order, Status};
 use crate::ask::{self, ENGINE_SEED};
-use crate::plan::{Action, Deed, Duty, Process, Standing, Trigger};
+use crate::plan::{Action, Deed, Duty, Excuse, Process, Standing, Trigger};
 use crate::process::{Child, Scratch, free_address};
 use crate::settings::{Mistake, Places, SERVICE, Settings};
 
@@ -49,6 +49,7 @@ struct OwnPlaces {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Trouble {
     pub(crate) replica: usize,
+    pub(crate) excuse: Excuse,
     pub(crate) from: Duration,
     pub(crate) to: Option<Duration>,
 }
@@ -174,9 +175,8 @@ impl World {
 
     async fn act_on(&mut self, deed: Deed, number: usize) -> Result<()> {
         let now = self.started.elapsed();
-        let known = self.troubles.iter().any(|trouble| trouble.replica == number && trouble.to.is_none());
-        if deed.excuses() && !known {
-            self.troubles.push(Trouble { replica: number, from: now, to: None });
+        if let Some(excuse) = deed.excuse() {
+            self.troubles.push(Trouble { replica: number, excuse, from: now, to: None });
         }
         let (admin, url, weight) = (self.admin(), &self.places.urls[number], self.settings.weights[number]);
         let replica = &mut self.replicas[number];
