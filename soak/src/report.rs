@@ -102,7 +102,7 @@ impl Report {
         for Growth { what, unit, second_quarter, last_quarter, limit, judged } in &self.verdict.growth {
             let bar =
                 if *judged { format!("at most {limit:.1}") } else { "not judged in a short run".to_owned() };
-            let text = format!("{second_quarter:.1} → {last_quarter:.1} {unit} ({bar})");
+            let text = format!("{second_quarter:.1} → {last_quarter:.1}{unit} ({bar})");
             rows.push(row(&format!("{what}, second → last quarter"), text));
         }
         let actions = self.by_kind.iter().map(|(kind, count)| format!("{count} × {}", kind.name()));
@@ -141,8 +141,8 @@ impl Report {
         let mut page = format!(
             "# Soak
 
-Run on {date} for {minutes:.0} minutes by `make soak`: {clients} clients, {replicas} replicas, seed {seed}. Every figure
-is from that run.
+Run of {date}: {minutes} minutes, {clients} clients, {replicas} replicas, seed {seed}. Every figure is from that run; `make soak`
+makes another.
 
 {}
 

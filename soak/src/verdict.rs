@@ -63,6 +63,7 @@ pub(crate) struct Violation {
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Growth {
     pub(crate) what: &'static str,
+    /// With the space before it, if any.
     pub(crate) unit: &'static str,
     /// Medians.
     pub(crate) second_quarter: f64,
@@ -102,7 +103,7 @@ impl Evidence<'_> {
         let grown = growth.iter().filter(|growth| growth.judged && !growth.is_flat());
         violations.extend(grown.map(|growth| {
             let Growth { what, unit, second_quarter, last_quarter, .. } = growth;
-            let what = format!("{what} grew from {second_quarter:.1} to {last_quarter:.1} {unit}");
+            let what = format!("{what} grew from {second_quarter:.1} to {last_quarter:.1}{unit}");
             self.violation(end, what)
         }));
         violations.sort_by(|a, b| a.at.total_cmp(&b.at));
@@ -218,7 +219,7 @@ impl Evidence<'_> {
             let limit = second_quarter * (1.0 + share) + plus;
             Some(Growth { what, unit, second_quarter, last_quarter, limit, judged })
         };
-        let memory = grown("memory", "MiB", |sample| sample.memory_kib as f64 / 1024.0, 0.15, 8.0);
+        let memory = grown("memory", " MiB", |sample| sample.memory_kib as f64 / 1024.0, 0.15, 8.0);
         let descriptors = grown("descriptors", "", |sample| sample.descriptors as f64, 0.10, 32.0);
         memory.into_iter().chain(descriptors).collect()
     }
