@@ -1,30 +1,27 @@
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use backstop_config::{Config, Store};
 use backstop_controller::Control;
-use backstop_gateway::Gateway;
-use tokio::net::{TcpListener, TcpSocket};
+use backstop_gateway::{Gateway, Leave};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use crate::handover::{Handover, Predecessor, notify};
+use crate::listeners::Listeners;
 use crate::log::{self, AccessLog, Format};
 use crate::plane::Plane;
 use crate::{duration, watch};
-
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 4096;
 
 /// Serve: stand between clients and model servers
 ///
 /// The configuration is reloaded when its file changes and on SIGHUP; a bad one is refused and the old one keeps
 /// serving. SIGTERM and SIGINT stop gracefully: no new connections, requests in flight may end for the drain time,
-/// and what is left then ends with a proper error.
+/// and what is left then ends with a proper error. SIGUSR2 starts the program anew and hands over to it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The configuration file
@@ -33,6 +30,12 @@ pub(crate) struct Args {
     /// How long requests in flight may take to end when stopping
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
     drain: Duration,
+    /// Take over from the process that serves with the same `state_dir`, if there is one
+    ///
+    /// No connection is refused or lost: both accept from the same sockets. The old process serves on until this one
+    /// does, or fails; then it drains for its own `--drain` and ends.
+    #[arg(long)]
+    take_over: bool,
     /// Worker threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -68,17 +71,26 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<()> {
-    let listener = listen(config.listen())?;
-    let admin_listener = listen(config.admin_listen())?;
+    let mut predecessor = None;
+    let mut hint = "if it is a backstop that this one is to replace, add `--take-over`";
+    if args.take_over {
+        predecessor = Predecessor::find(config.state_dir()).await?;
+        hint = "a process that can be taken over has the same `state_dir`, seen from the same directory";
+    }
+    let handed = predecessor.as_mut().map(Predecessor::take_sockets).unwrap_or_default();
+    let listeners = Listeners::open(&config, handed, hint)?;
+    let copies = listeners.copies(&config)?;
+    let state_dir = config.state_dir().to_owned();
     if let Store::Sqlite(path) = config.store() {
         warn!(store = %path.display(), "this release does not use the store; run-time changes are kept in `state_dir`");
     }
     let gateway = Arc::new(Gateway::new());
     let plane = Arc::new(Plane(Arc::clone(&gateway)));
     let control = Arc::new(Control::start(&args.config, config, plane)?);
-    info!(listen = %listener.local_addr()?, admin = %admin_listener.local_addr()?, "serving");
-    let reloading = tokio::spawn(watch::reload(Arc::clone(&control), content));
-    let controlling = tokio::spawn(backstop_controller::serve(admin_listener, control));
+    let handover = Handover::new(&state_dir, copies, predecessor, Arc::clone(&control))?;
+    handover.prepared(&gateway).await;
+    let Listeners { gateway: listener, admin } = listeners;
+    info!(listen = %listener.local_addr()?, admin = %admin.local_addr()?, "serving");
 
     let (stop, hurry) = signals()?;
     let closing = Arc::clone(&gateway);
@@ -86,11 +98,49 @@ async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<(
         hurry.await;
         closing.close();
     });
-    gateway.serve(listener, stop, args.drain).await;
+    // Kept until the end: the control API is there while requests end.
+    let (admin_ends, admin_end) = oneshot::channel();
+    let mut admin_ends = Some(admin_ends);
+    let mut refused = Ok(());
+    let leave = async {
+        tokio::select! {
+            () = stop => {
+                notify("STOPPING=1");
+                Leave::Stop
+            }
+            led = lead(handover, control, content, admin, (&mut admin_ends, admin_end)) => match led {
+                Ok(()) => Leave::HandOver,
+                Err(error) => {
+                    refused = Err(error);
+                    Leave::Stop
+                }
+            }
+        }
+    };
+    gateway.serve(listener, leave, args.drain).await;
     hurrying.abort();
-    reloading.abort();
-    controlling.abort();
     info!("stopped");
+    refused
+}
+
+/// What only one process of a hand-over may do, from when this one may to when another one does: be found by the next,
+/// take changes, and keep them.
+async fn lead(
+    mut handover: Handover,
+    control: Arc<Control>,
+    content: Vec<u8>,
+    admin: TcpListener,
+    (admin_ends, admin_end): (&mut Option<oneshot::Sender<()>>, oneshot::Receiver<()>),
+) -> anyhow::Result<()> {
+    handover.relieve().await?;
+    let reloading = tokio::spawn(watch::reload(Arc::clone(&control), content));
+    let ended = async { drop(admin_end.await) };
+    drop(tokio::spawn(backstop_controller::serve(admin, Arc::clone(&control), ended)));
+    handover.until_handed_over().await;
+    // The next call of the API is for the other process.
+    *admin_ends = None;
+    reloading.abort();
+    drop(tokio::spawn(watch::follow(control)));
     Ok(())
 }
 
@@ -103,16 +153,6 @@ fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         warn!(%error, "the limit of open descriptors could not be raised");
     }
-}
-
-fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
-    let bind = || {
-        let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.bind(addr)?;
-        socket.listen(BACKLOG)
-    };
-    bind().with_context(|| format!("can't listen on `{addr}`"))
 }
 
 /// Two futures: the first resolves when the process is told to stop, the second when it is told again.

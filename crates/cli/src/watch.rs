@@ -31,7 +31,6 @@ pub(crate) async fn reload(control: Arc<Control>, seen: Vec<u8>) -> anyhow::Resu
 }
 
 /// For a process that has handed over to a new one: takes what that one serves, for as long as requests run here.
-#[expect(dead_code, reason = "for the hand-over to a new process")]
 pub(crate) async fn follow(control: Arc<Control>) {
     let mut config = Watched::new(control.config_path().to_owned(), Vec::new());
     let mut intent = Watched::new(control.intent_path().to_owned(), Vec::new());
@@ -45,10 +44,10 @@ pub(crate) async fn follow(control: Arc<Control>) {
 }
 
 /// Runs what blocks on files where that holds up nobody.
-async fn blocking(control: &Arc<Control>, work: impl FnOnce(&Control) + Send + 'static) {
+pub(crate) async fn blocking(control: &Arc<Control>, work: impl FnOnce(&Control) + Send + 'static) {
     let control = Arc::clone(control);
     if let Err(error) = tokio::task::spawn_blocking(move || work(&control)).await {
-        error!(%error, "the configuration could not be followed; this is a bug in backstop");
+        error!(%error, "files could not be read or written; this is a bug in backstop");
     }
 }
 

@@ -45,8 +45,9 @@ pub(crate) struct Document {
     /// colon at its end). This release does not use it; run-time changes of endpoints are in `state_dir`.
     #[serde(default = "default_store")]
     pub(crate) store: Store,
-    /// Directory for what is to outlast the process: the changes of endpoints made at run time (`intent.json`). Made
-    /// when it is first needed.
+    /// Directory for what is to outlast the process: the changes of endpoints made at run time (`intent.json`), and the
+    /// socket by which a new process takes over (`serve --take-over`). Made when it is first needed. Each Backstop on a
+    /// machine needs its own.
     #[serde(default = "default_state_dir")]
     #[schemars(length(min = 1))]
     pub(crate) state_dir: String,

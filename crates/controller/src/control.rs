@@ -125,7 +125,7 @@ impl Control {
             .may_change(&before, if_match)
             .and_then(|()| {
                 let config = self.read_config()?;
-                self.apply(&before, (config, unix_millis()), before.intent.clone(), &deed)
+                self.apply(before.revision, (config, unix_millis()), before.intent.clone(), &deed)
             })
             .map_err(|refusal| self.refuse(&deed, refusal))?;
         info!(%actor, revision = current.revision, "configuration reloaded");
@@ -207,7 +207,29 @@ impl Control {
             return;
         }
         let loaded_at = if config == before.config { before.loaded_at } else { unix_millis() };
-        if let Err(refusal) = self.apply(&before, (config, loaded_at), intent, &deed) {
+        if let Err(refusal) = self.apply(before.revision, (config, loaded_at), intent, &deed) {
+            self.refuse(&deed, refusal);
+        }
+    }
+
+    /// For a process that has taken over from an old one: takes the run-time changes that were made there while this
+    /// one prepared itself, and makes changes from here on. Also takes back a [`Control::follow`].
+    pub fn lead(&self) {
+        self.following.store(false, Relaxed);
+        let _one_at_a_time = self.lock();
+        let deed =
+            Deed { actor: &Actor::File, action: "take over", subject: self.path.display().to_string() };
+        let before = self.current();
+        let stored = match self.stored.read() {
+            Ok(stored) => stored,
+            Err(error) => return error!(%error, "the run-time changes stay as they were"),
+        };
+        if stored.intent == before.intent {
+            return;
+        }
+        let last_revision = before.revision.max(stored.revision);
+        let config = (before.config.clone(), before.loaded_at);
+        if let Err(refusal) = self.apply(last_revision, config, stored.intent, &deed) {
             self.refuse(&deed, refusal);
         }
     }
@@ -261,23 +283,25 @@ impl Control {
             reason: error.to_string(),
         };
         self.stored.write(&Stored::new(before.revision + 1, intent.clone())).map_err(not_kept)?;
-        self.apply(before, (before.config.clone(), before.loaded_at), intent, deed).inspect_err(|_| {
-            // As it was, or the next start would find what could not be served.
-            if let Err(error) = self.stored.write(&Stored::new(before.revision, before.intent.clone())) {
-                error!(%error, path = %self.stored.path().display(), "a refused change is still on disk");
-            }
-        })
+        self.apply(before.revision, (before.config.clone(), before.loaded_at), intent, deed).inspect_err(
+            |_| {
+                // As it was, or the next start would find what could not be served.
+                if let Err(error) = self.stored.write(&Stored::new(before.revision, before.intent.clone())) {
+                    error!(%error, path = %self.stored.path().display(), "a refused change is still on disk");
+                }
+            },
+        )
     }
 
     /// Gives the data plane a new table; once it has taken it, that is what is current.
     fn apply(
         &self,
-        before: &Current,
+        last_revision: u64,
         (config, loaded_at): (Config, u64),
         intent: Intent,
         deed: &Deed<'_>,
     ) -> Result<Arc<Current>, Refusal> {
-        let revision = before.revision + 1;
+        let revision = last_revision + 1;
         let table = backstop_config::compile(&config, &intent, revision);
         self.data_plane.apply(&table).map_err(Refusal::DataPlane)?;
         let now = unix_millis();

@@ -54,6 +54,7 @@ use machine::Machine;
 use metrics::ByCode;
 use record::Totals;
 use registry::Registry;
+pub use server::Leave;
 use server::Phase;
 use table::Table;
 use tasks::OwnedTask;
@@ -70,13 +71,16 @@ pub(crate) struct Shared {
     phases: watch::Sender<Phase>,
     /// The value of `phases`, readable without a lock.
     phase: AtomicU8,
+    /// Another process has taken over this one's clients.
+    handed_over: AtomicBool,
 }
 
 impl Shared {
     pub(crate) fn phase(&self) -> Phase {
         match self.phase.load(Relaxed) {
             0 => Phase::Running,
-            1 => Phase::Draining,
+            1 => Phase::Leaving,
+            2 => Phase::Draining,
             _ => Phase::Closing,
         }
     }
@@ -92,9 +96,21 @@ impl Shared {
         .await
     }
 
+    /// Never goes back: whoever has been told to close does not begin to drain.
     fn set_phase(&self, phase: Phase) {
-        self.phase.store(phase as u8, Relaxed);
-        self.phases.send_replace(phase);
+        self.phase.fetch_max(phase as u8, Relaxed);
+        self.phases.send_modify(|old| *old = phase.max(*old));
+    }
+
+    fn hand_over(&self) {
+        self.handed_over.store(true, Relaxed);
+        self.set_phase(Phase::Leaving);
+    }
+
+    /// Whether new connections find nobody: then readiness fails. After a hand-over the other process answers them,
+    /// and whoever asks this one on an old connection means the service.
+    pub(crate) fn is_closed_to_new(&self) -> bool {
+        self.phase() != Phase::Running && !self.handed_over.load(Relaxed)
     }
 }
 
@@ -120,6 +136,7 @@ impl Gateway {
             started: AtomicBool::new(false),
             phases: watch::Sender::new(Phase::Running),
             phase: AtomicU8::new(Phase::Running as u8),
+            handed_over: AtomicBool::new(false),
         });
         let events = Arc::new(Events::new());
         let watches = [
@@ -140,9 +157,9 @@ impl Gateway {
         self.events.emit(What::Table { revision: spec.revision });
     }
 
-    /// Serves clients of `listener` until `stop` resolves. Then new connections are refused and requests in
-    /// flight may end for up to `drain`; what is left ends with a proper error.
-    pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = ()>, drain: Duration) {
+    /// Serves clients of `listener` until `stop` resolves. Then new connections are refused, or left to another
+    /// process, and requests in flight may end for up to `drain`; what is left ends with a proper error.
+    pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = Leave>, drain: Duration) {
         server::run(Arc::clone(&self.shared), listener, stop, drain).await;
     }
 

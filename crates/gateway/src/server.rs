@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
@@ -31,12 +31,27 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_CONNECTIONS: usize = 50_000;
 /// After the drain deadline, the time for error events to reach their clients.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// After a hand-over, the time for idle connections to bring one more request: clients that use a connection at all
+/// use it again within seconds.
+const LAST_REQUEST: Duration = Duration::from_secs(5);
+
+/// Why a gateway stops accepting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// The service ends here: new connections are refused, and idle ones are closed at once.
+    Stop,
+    /// Another process accepts from the same socket. A request that is just on its way on an idle connection is still
+    /// answered, and its answer asks the client to connect anew.
+    HandOver,
+}
 
 /// Where the process stands on its way out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Phase {
     Running,
+    /// Another process accepts; connections end with their next answer.
+    Leaving,
     /// No new connections; requests in flight may end.
     Draining,
     /// Whatever is left ends now, with a proper error.
@@ -47,14 +62,14 @@ pub(crate) enum Phase {
 pub(crate) async fn run(
     shared: Arc<Shared>,
     listener: TcpListener,
-    stop: impl Future<Output = ()>,
+    stop: impl Future<Output = Leave>,
     drain: Duration,
 ) {
     let open = Arc::new(AtomicUsize::new(0));
     let mut stop = pin!(stop);
-    loop {
+    let leave = loop {
         let accepted = tokio::select! {
-            () = &mut stop => break,
+            leave = &mut stop => break leave,
             accepted = accept(&listener, &open) => accepted,
         };
         match accepted {
@@ -65,12 +80,19 @@ pub(crate) async fn run(
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
-    }
+    };
     // Whoever is connected already has been promised an answer.
     while let Some(Ok((stream, peer))) = waiting(&listener) {
         serve(&shared, &open, stream, peer);
     }
     drop(listener);
+    let mut drain = drain;
+    if leave == Leave::HandOver {
+        let idle = drain.min(LAST_REQUEST);
+        drain -= idle;
+        shared.hand_over();
+        emptied(&open, idle).await;
+    }
     shared.set_phase(Phase::Draining);
     if !emptied(&open, drain).await {
         warn!(connections = open.load(Relaxed), "drain deadline reached; closing what is left");
@@ -144,8 +166,15 @@ impl Service<Request<Incoming>> for Client {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let shared = Arc::clone(&self.shared);
         let answered = request::serve(Arc::clone(&self.shared), self.peer, request);
-        Box::pin(async move { Ok(answered.await) })
+        Box::pin(async move {
+            let mut response = answered.await;
+            if shared.phase() == Phase::Leaving {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
+        })
     }
 }
 
@@ -177,7 +206,8 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
         let polled = serving.as_mut().poll(cx);
         if polled.is_pending() && seen != Some(phase) {
             seen = Some(phase);
-            if phase != Phase::Running {
+            // This closes idle connections, on which a request may be on its way.
+            if matches!(phase, Phase::Draining | Phase::Closing) {
                 serving.as_mut().graceful_shutdown();
                 return serving.as_mut().poll(cx);
             }

@@ -17,9 +17,26 @@ pub(crate) const BIN: &str = env!("CARGO_BIN_EXE_backstop");
 pub(crate) struct Backstop {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
-    directory: PathBuf,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) addr: SocketAddr,
     pub(crate) admin: SocketAddr,
+}
+
+/// A directory with a configuration; removed when the last process in it has ended.
+pub(crate) struct Directory(pub(crate) PathBuf);
+
+impl Directory {
+    pub(crate) fn with(config: &str) -> Arc<Self> {
+        let directory = directory();
+        std::fs::write(directory.join("backstop.yaml"), config).unwrap();
+        Arc::new(Self(directory))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// A directory that no other test has.
@@ -68,12 +85,13 @@ impl Said {
 }
 
 /// The process, and the lines of its log as they come.
-fn start(directory: &Path, arguments: &[&str]) -> (Child, Arc<Mutex<Vec<String>>>) {
+fn start(directory: &Path, arguments: &[&str], env: &[(&str, &str)]) -> (Child, Arc<Mutex<Vec<String>>>) {
     let mut child = Command::new(BIN)
         .args(["serve", "--log-format", "json"])
         .args(arguments)
         .current_dir(directory)
         .env("UPSTREAM_KEY", "KEY-OF-THE-UPSTREAM")
+        .envs(env.iter().copied())
         .stderr(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
@@ -81,6 +99,7 @@ fn start(directory: &Path, arguments: &[&str]) -> (Child, Arc<Mutex<Vec<String>>
     let lines = Arc::new(Mutex::new(Vec::new()));
     let stderr = BufReader::new(child.stderr.take().unwrap());
     std::thread::spawn({
+        // Let go of when there is no more.
         let lines = Arc::clone(&lines);
         move || stderr.lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line))
     });
@@ -89,19 +108,26 @@ fn start(directory: &Path, arguments: &[&str]) -> (Child, Arc<Mutex<Vec<String>>
 
 impl Backstop {
     pub(crate) async fn serve(config: &str, arguments: &[&str]) -> Self {
-        let directory = directory();
-        std::fs::write(directory.join("backstop.yaml"), config).unwrap();
-        let (child, lines) = start(&directory, arguments);
-        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut backstop = Self { child, lines, directory, addr: unknown, admin: unknown };
+        let mut backstop = Self::start(&Directory::with(config), arguments, &[]);
         backstop.serving().await;
         backstop
+    }
+
+    /// A process in `directory`, without waiting for anything.
+    pub(crate) fn start(directory: &Arc<Directory>, arguments: &[&str], env: &[(&str, &str)]) -> Self {
+        let (child, lines) = start(&directory.0, arguments, env);
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { child, lines, directory: Arc::clone(directory), addr: unknown, admin: unknown }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Kills it as it stands, and starts another one in its place.
     pub(crate) async fn kill_and_restart(&mut self) {
         self.kill();
-        (self.child, self.lines) = start(&self.directory, &[]);
+        (self.child, self.lines) = start(&self.directory.0, &[], &[]);
         self.serving().await;
     }
 
@@ -111,7 +137,7 @@ impl Backstop {
         self.child.wait().unwrap();
     }
 
-    async fn serving(&mut self) {
+    pub(crate) async fn serving(&mut self) {
         until("serving", || self.logged("serving")).await;
         let line = self.log().into_iter().find(|line| line["message"] == "serving").unwrap();
         self.addr = line["listen"].as_str().unwrap().parse().unwrap();
@@ -120,7 +146,7 @@ impl Backstop {
 
     /// A file in its directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
+        self.directory.0.join(name)
     }
 
     /// What a command prints that asks it: exit code, standard output, standard error.
@@ -159,9 +185,9 @@ impl Backstop {
 
     pub(crate) fn write(&self, config: &str) {
         // As editors and config maps do it: another file in the same place.
-        let new = self.directory.join("new.yaml");
+        let new = self.path("new.yaml");
         std::fs::write(&new, config).unwrap();
-        std::fs::rename(new, self.directory.join("backstop.yaml")).unwrap();
+        std::fs::rename(new, self.path("backstop.yaml")).unwrap();
     }
 
     /// `kill -NAME`.
@@ -178,6 +204,11 @@ impl Backstop {
         })
         .await;
         self.child.wait().unwrap()
+    }
+
+    /// Whether the log is complete, after the end of the process.
+    pub(crate) fn has_been_read(&self) -> bool {
+        Arc::strong_count(&self.lines) == 1
     }
 
     pub(crate) fn text(&self) -> String {
@@ -205,6 +236,5 @@ impl Drop for Backstop {
         // Fails only if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }

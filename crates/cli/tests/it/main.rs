@@ -14,3 +14,4 @@ mod https;
 mod operators;
 mod reload;
 mod stop;
+mod upgrade;

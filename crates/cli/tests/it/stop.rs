@@ -171,5 +171,12 @@ fn a_port_in_use_is_said_plainly() {
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.starts_with(&format!("error: can't listen on `{addr}`: ")), "{error}");
-    assert!(error.contains("in use") && error.lines().count() == 1, "{error}");
+    assert!(error.contains("in use") && error.lines().count() == 2, "{error}");
+    assert!(
+        error
+            .lines()
+            .last()
+            .unwrap()
+            .contains("hint: if it is a backstop that this one is to replace, add `--take-over`")
+    );
 }

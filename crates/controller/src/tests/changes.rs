@@ -240,6 +240,33 @@ fn damaged_changes_stop_the_start_and_say_how_to_go_on() {
 }
 
 #[tokio::test]
+async fn a_process_that_takes_over_takes_the_changes_made_meanwhile() {
+    let world = World::new(FILE);
+    let (old, old_router) = world.router();
+    let new = World { directory: world.directory.clone(), plane: Plane::new() };
+    let (control, new_router) = new.router();
+    for what in [DRAIN, "/api/v1/endpoints/restore", DRAIN] {
+        post(&old_router, what, json!({ "url": "http://h:2" })).await;
+    }
+    let last = old.revision();
+    old.follow();
+    control.lead();
+    assert_eq!(new.plane.endpoints(), ["http://h:1 active", "http://h:2 draining"]);
+    assert!(control.revision() > last, "{} after {last}", control.revision());
+    control.lead();
+    assert_eq!(new.plane.tables.lock().unwrap().len(), 2, "there was nothing more to take");
+    // It did not come to that: the old one goes on, with what the new one may have changed.
+    post(&new_router, "/api/v1/endpoints/restore", json!({ "url": "http://h:2" })).await;
+    old.lead();
+    assert_eq!(world.plane.endpoints(), ["http://h:1 active", "http://h:2 active"]);
+    let reply = post(&old_router, DRAIN, json!({ "url": "http://h:2" })).await;
+    assert_eq!(reply.status, StatusCode::OK);
+    std::fs::write(world.path("state/intent.json"), "{").unwrap();
+    control.lead();
+    assert_eq!(new.plane.endpoints(), ["http://h:1 active", "http://h:2 active"], "damaged, so as it was");
+}
+
+#[tokio::test]
 async fn a_process_that_has_handed_over_follows_the_new_one() {
     let world = World::new(FILE);
     let (old, old_router) = world.router();

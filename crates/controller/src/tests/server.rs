@@ -32,7 +32,7 @@ async fn connect(world: &World, room: usize) -> DuplexStream {
     let control = world.start().unwrap();
     tokio::spawn(async move {
         let _open = sender;
-        crate::serve(Memory(receiver), control).await;
+        crate::serve(Memory(receiver), control, std::future::pending()).await;
     });
     ours
 }
@@ -49,6 +49,35 @@ async fn whoever_says_half_of_something_is_dropped() {
         client.read_to_end(&mut answer).await.unwrap();
         assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_end_answers_are_finished_and_followers_cut() {
+    let world = World::new(FILE);
+    let (sender, receiver) = mpsc::channel(3);
+    let mut clients = Vec::new();
+    for said in [&b""[..], GET, b"GET /api/v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
+        let (mut ours, theirs) = tokio::io::duplex(64 * 1024);
+        sender.send(theirs).await.unwrap();
+        ours.write_all(said).await.unwrap();
+        clients.push(ours);
+    }
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let control = world.start().unwrap();
+    let serving = tokio::spawn(crate::serve(Memory(receiver), control, async { drop(ended.await) }));
+    let mut answers = [Vec::new(), Vec::new(), Vec::new()];
+    for (client, answer) in clients.iter_mut().zip(&mut answers).skip(1) {
+        client.read_buf(answer).await.unwrap();
+    }
+    drop(end);
+    serving.await.unwrap();
+    for (client, answer) in clients.iter_mut().zip(&mut answers) {
+        client.read_to_end(answer).await.unwrap();
+    }
+    assert!(answers[0].is_empty());
+    assert!(answers[1].starts_with(b"HTTP/1.1 200") && answers[1].ends_with(b"}"));
+    assert!(answers[2].starts_with(b"HTTP/1.1 200") && !answers[2].ends_with(b"0\r\n\r\n"));
+    assert!(sender.is_closed(), "nobody is let in");
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use super::say;
 use crate::reply::ReplyBody;
-use crate::server::Phase;
 use crate::table::{Service, Table};
 use crate::{Shared, clock};
 
@@ -87,7 +86,7 @@ pub(super) fn summary(shared: &Shared) -> Response<ReplyBody> {
 /// front would notice.
 fn judge(shared: &Shared) -> Readiness {
     let not_ready = |reason: &str, services| Readiness::NotReady { reason: reason.to_owned(), services };
-    if shared.phase() != Phase::Running {
+    if shared.is_closed_to_new() {
         return not_ready("draining", Vec::new());
     }
     let table = shared.table.load();
