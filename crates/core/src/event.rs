@@ -29,6 +29,14 @@ pub enum What {
     Ejected { endpoint: EndpointName, seconds: f64, reason: String },
     /// Something that a service depends on came or went.
     Dependency { service: String, name: String, state: DependencyState, reason: String },
+    /// A host name can't be resolved any more, or can again, or has more addresses than can be used.
+    Resolution {
+        name: String,
+        state: ResolutionState,
+        /// How many are in use.
+        addresses: usize,
+        reason: String,
+    },
     /// A new table serves.
     Table { revision: u64 },
     /// Somebody changed what is to be served.
@@ -49,7 +57,8 @@ pub enum What {
 
 impl What {
     /// All that [`What::kind`] may say.
-    pub const KINDS: [&str; 7] = ["health", "breaker", "ejected", "dependency", "table", "change", "refused"];
+    pub const KINDS: [&str; 8] =
+        ["health", "breaker", "ejected", "dependency", "resolution", "table", "change", "refused"];
 
     /// What `event` says in its serialised form.
     pub fn kind(&self) -> &'static str {
@@ -58,11 +67,23 @@ impl What {
             Self::Breaker { .. } => "breaker",
             Self::Ejected { .. } => "ejected",
             Self::Dependency { .. } => "dependency",
+            Self::Resolution { .. } => "resolution",
             Self::Table { .. } => "table",
             Self::Change { .. } => "change",
             Self::Refused { .. } => "refused",
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ResolutionState {
+    Resolved,
+    /// The last good answer stays in use, if there was one.
+    Failing,
+    /// Some addresses are left out.
+    Limited,
 }
 
 /// Where an endpoint stands in the configuration.

@@ -137,7 +137,7 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
     let mut is_free = true;
     loop {
         // Each attempt looks at the table as it is now: a version may be gone since the last one.
-        let table = shared.table.load_full();
+        let table = failover::current_table(shared, routed).await;
         let next = failover::next(&table, routed, &mut past, &[Across::Version, Across::Stable]);
         let Some(Choice { version, lease, .. }) = shared.unless_closing(next).await.flatten() else {
             return Err(Unanswered::Fault(past.last.unwrap_or(Fault::NoEndpoint)));

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 use rand::RngExt;
 
+use crate::discovery::{Discovery, Host};
 use crate::events::Events;
 use crate::upstream::{Exchange, Pool, UpstreamRequest};
 
@@ -23,13 +24,24 @@ pub(crate) struct Dependency {
     pub(crate) service: Arc<str>,
     pub(crate) name: Arc<str>,
     pub(crate) spec: ArcSwap<DependencySpec>,
+    host: Host,
     health: Mutex<Health>,
     events: Arc<Events>,
 }
 
 impl Dependency {
-    pub(crate) fn new(service: Arc<str>, spec: &DependencySpec, events: Arc<Events>) -> Self {
+    pub(crate) fn new(
+        service: Arc<str>,
+        spec: &DependencySpec,
+        discovery: &Discovery,
+        events: Arc<Events>,
+    ) -> Self {
+        let host = match &spec.check {
+            DependencyCheck::Tcp { host, .. } => host,
+            DependencyCheck::Http { target, .. } => &target.host,
+        };
         Self {
+            host: discovery.host(host),
             service,
             name: spec.name.as_str().into(),
             spec: ArcSwap::from_pointee(spec.clone()),
@@ -79,30 +91,29 @@ impl Dependency {
 pub(crate) async fn watch(dependency: Arc<Dependency>) {
     loop {
         let spec = dependency.spec.load_full();
-        dependency.observe(check(&spec).await);
+        dependency.observe(check(&spec, &dependency.host).await);
         let jittered = spec.interval.mul_f64(rand::rng().random_range(0.9..1.1));
         tokio::time::sleep(jittered).await;
     }
 }
 
-async fn check(spec: &DependencySpec) -> Result<(), String> {
+async fn check(spec: &DependencySpec, host: &Host) -> Result<(), String> {
     let found = async {
         match &spec.check {
-            DependencyCheck::Tcp { host, port } => connect(host, *port, spec.timeout).await,
-            DependencyCheck::Http { target, path } => get(target, path, spec.timeout).await,
+            DependencyCheck::Tcp { port, .. } => {
+                let target = Target { port: *port, ..Target::default() };
+                let connected = Pool::new(target, host.clone()).try_connect(spec.timeout).await;
+                connected.map_err(|error| error.to_string())
+            }
+            DependencyCheck::Http { target, path } => get(host, target, path, spec.timeout).await,
         }
     };
     let late = || Err(format!("no answer within {:?}", spec.timeout));
     tokio::time::timeout(spec.timeout, found).await.unwrap_or_else(|_| late())
 }
 
-async fn connect(host: &str, port: u16, timeout: Duration) -> Result<(), String> {
-    let target = Target { host: host.to_owned(), port, ..Target::default() };
-    Pool::new(target).try_connect(timeout).await.map_err(|error| error.to_string())
-}
-
-async fn get(target: &Target, path: &str, timeout: Duration) -> Result<(), String> {
-    let pool = Arc::new(Pool::new(target.clone()));
+async fn get(at: &Host, target: &Target, path: &str, timeout: Duration) -> Result<(), String> {
+    let pool = Arc::new(Pool::new(target.clone(), at.clone()));
     let host = HeaderValue::from_str(&target.authority()).map_err(|error| error.to_string())?;
     let agent = HeaderValue::from_static(concat!("backstop-probe/", env!("CARGO_PKG_VERSION")));
     let headers = HeaderMap::from_iter([

@@ -14,6 +14,7 @@ use http::HeaderValue;
 use tokio::sync::Notify;
 
 use crate::clock;
+use crate::discovery::Host;
 use crate::events::{self, Events};
 use crate::probe::EngineMetrics;
 use crate::upstream::Pool;
@@ -167,11 +168,11 @@ struct Load {
 }
 
 impl Endpoint {
-    pub(crate) fn new(id: EndpointId, settings: Settings, events: Arc<Events>) -> Self {
+    pub(crate) fn new(id: EndpointId, settings: Settings, host: Host, events: Arc<Events>) -> Self {
         let load = Load::default();
         load.dynamic.store(DynamicWeight::default().factor().to_bits(), Relaxed);
         Self {
-            pool: Arc::new(Pool::new(settings.spec.target.clone())),
+            pool: Arc::new(Pool::new(settings.spec.target.clone(), host)),
             identity: fnv1a(id.url.as_bytes()),
             id,
             settings: ArcSwap::from_pointee(settings),
@@ -218,8 +219,8 @@ impl Endpoint {
     }
 
     /// Stops new work for good: the endpoint has left the table.
-    pub(crate) fn retire(&self) {
-        self.order(Some((State::Draining, "no longer in the configuration")));
+    pub(crate) fn retire(&self, reason: &str) {
+        self.order(Some((State::Draining, reason)));
     }
 
     fn order(&self, order: Option<(State, &str)>) {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backstop_core::breaker;
-use backstop_core::event::{EndpointName, Event, What};
+use backstop_core::event::{EndpointName, Event, ResolutionState, What};
 use backstop_core::health::{Change, State};
 use backstop_core::outlier::Counts;
 use tokio::sync::broadcast;
@@ -87,6 +87,18 @@ fn log(what: &What) {
         }
         What::Dependency { service, name, state, reason } => {
             warn!(service, dependency = name, ?state, reason, "dependency changed state");
+        }
+        What::Resolution { name, state: ResolutionState::Resolved, addresses, reason } => {
+            info!(name, addresses, reason, "host name resolved");
+        }
+        What::Resolution { name, state: ResolutionState::Failing, addresses: 0, reason } => {
+            warn!(name, reason, "host name can't be resolved");
+        }
+        What::Resolution { name, state: ResolutionState::Failing, addresses, reason } => {
+            warn!(name, addresses, reason, "host name can't be resolved; its last addresses stay in use");
+        }
+        What::Resolution { name, state: ResolutionState::Limited, addresses, reason } => {
+            warn!(name, addresses, reason, "host name has too many addresses");
         }
         What::Table { revision } => info!(revision, "table applied"),
         What::Change { actor, action, subject, revision } => {

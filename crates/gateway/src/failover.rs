@@ -8,8 +8,12 @@ use backstop_core::table::{Across, FallbackStep};
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::fault::Fault;
 use crate::request::Routed;
+use crate::server::Phase;
 use crate::table::{Service, Table, Version, Wish};
-use crate::{attempt, clock};
+use crate::{Shared, attempt, clock};
+
+/// How often a request that waits for endpoints looks for them.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What a request has been through.
 #[derive(Default)]
@@ -59,6 +63,18 @@ impl Past {
 pub(crate) fn assigned<'t>(table: &'t Table, routed: &Routed) -> Option<&'t Arc<Version>> {
     let service = table.services.get(&routed.service)?;
     Some(service.version(&routed.version).unwrap_or(service.stable()))
+}
+
+/// The table as it is now. Endpoints that are just being looked for are waited for, as for a connection to them.
+pub(crate) async fn current_table(shared: &Shared, routed: &Routed) -> Arc<Table> {
+    let is_pending = |table: &Table| assigned(table, routed).is_some_and(|version| version.is_pending());
+    let mut table = shared.table.load_full();
+    let deadline = clock::now() + routed.timeouts.connect;
+    while is_pending(&table) && shared.phase() != Phase::Closing && clock::now() < deadline {
+        tokio::time::sleep(LOOK).await;
+        table = shared.table.load_full();
+    }
+    table
 }
 
 /// Where to go next.

@@ -10,6 +10,7 @@ mod cache;
 mod client_io;
 mod clock;
 mod dependency;
+mod discovery;
 mod endpoint;
 mod events;
 mod failover;
@@ -58,6 +59,9 @@ pub use server::Leave;
 use server::Phase;
 use table::Table;
 use tasks::OwnedTask;
+
+/// Between two tables that are linked anew because names lead elsewhere.
+const RELINK_PAUSE: Duration = Duration::from_millis(50);
 
 /// What all requests share.
 pub(crate) struct Shared {
@@ -118,10 +122,47 @@ impl Shared {
 pub struct Gateway {
     shared: Arc<Shared>,
     events: Arc<Events>,
+    linker: Arc<Linker>,
+    _watches: [OwnedTask; 3],
+}
+
+/// Puts tables into service, one after the other.
+struct Linker {
+    shared: Arc<Shared>,
     registry: Registry,
-    /// One table after the other.
-    applying: Mutex<()>,
-    _watches: [OwnedTask; 2],
+    /// What serves now.
+    spec: Mutex<TableSpec>,
+}
+
+impl Linker {
+    fn apply(&self, spec: &TableSpec) {
+        let mut serving = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
+        serving.clone_from(spec);
+        self.registry.discovery.configure(&spec.dns);
+        self.link(spec, "no longer in the configuration");
+        self.registry.events.emit(What::Table { revision: spec.revision });
+    }
+
+    fn link(&self, spec: &TableSpec, reason: &str) {
+        let table = Arc::new(Table::link(spec, &self.registry));
+        self.shared.table.store(Arc::clone(&table));
+        self.registry.retain(&table, reason);
+    }
+
+    /// Links the table anew whenever a name has other endpoints.
+    async fn follow_names(self: Arc<Self>) {
+        loop {
+            self.registry.discovery.changed().await;
+            {
+                let spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
+                if self.shared.table.load().is_outdated() {
+                    self.link(&spec, "its host name leads elsewhere");
+                }
+            }
+            // Names that change together, or all the time.
+            tokio::time::sleep(RELINK_PAUSE).await;
+        }
+    }
 }
 
 impl Gateway {
@@ -139,22 +180,20 @@ impl Gateway {
             handed_over: AtomicBool::new(false),
         });
         let events = Arc::new(Events::new());
+        let registry = Registry::new(Arc::clone(&events));
+        let linker = Arc::new(Linker { shared: Arc::clone(&shared), registry, spec: Mutex::default() });
         let watches = [
             OwnedTask::spawn("outliers", outliers::watch(Arc::clone(&shared))),
             OwnedTask::spawn("machine", machine::watch(Arc::clone(&shared.machine))),
+            OwnedTask::spawn("names", Arc::clone(&linker).follow_names()),
         ];
-        let registry = Registry::new(Arc::clone(&events));
-        Self { shared, events, registry, applying: Mutex::default(), _watches: watches }
+        Self { shared, events, linker, _watches: watches }
     }
 
     /// Serves from `spec` from now on, in one swap. Endpoints that it names again keep all that is known of them;
     /// requests in flight end on the table they began with.
     pub fn apply(&self, spec: &TableSpec) {
-        let _one_at_a_time = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
-        let table = Arc::new(Table::link(spec, &self.registry));
-        self.shared.table.store(Arc::clone(&table));
-        self.registry.retain(&table);
-        self.events.emit(What::Table { revision: spec.revision });
+        self.linker.apply(spec);
     }
 
     /// Serves clients of `listener` until `stop` resolves. Then new connections are refused, or left to another
@@ -174,7 +213,7 @@ impl Gateway {
 
     /// All metrics, in Prometheus' text format (version 0.0.4).
     pub fn metrics(&self) -> String {
-        metrics::page(&self.shared)
+        metrics::page(&self.shared, &self.linker.registry.discovery)
     }
 
     /// Events from now on. A subscriber that falls more than 1,024 behind misses some, and is told so.

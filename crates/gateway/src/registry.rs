@@ -7,6 +7,7 @@ use backstop_core::table::{CacheSpec, DependencySpec, EndpointSpec, ServiceSpec}
 
 use crate::cache::Cache;
 use crate::dependency::{self, Dependency};
+use crate::discovery::{Discovery, Located};
 use crate::endpoint::{Endpoint, EndpointId, Settings};
 use crate::events::Events;
 use crate::load::ServiceLoad;
@@ -23,6 +24,7 @@ pub(crate) struct Registry {
     caches: Mutex<HashMap<String, Arc<Cache>>>,
     /// By service and name.
     dependencies: Mutex<HashMap<(String, String), WatchedDependency>>,
+    pub(crate) discovery: Discovery,
     pub(crate) events: Arc<Events>,
 }
 
@@ -45,21 +47,23 @@ impl Registry {
             loads: Mutex::default(),
             caches: Mutex::default(),
             dependencies: Mutex::default(),
+            discovery: Discovery::new(Arc::clone(&events)),
             events,
         }
     }
 
-    /// The endpoint that a spec names: the one that is known, with its new settings, or a new one.
+    /// The endpoint that a spec names, in its place: the one that is known, with its new settings, or a new one.
     pub(crate) fn endpoint(
         &self,
         service: &ServiceSpec,
         version: &str,
         spec: &EndpointSpec,
+        located: Located,
     ) -> Arc<Endpoint> {
         let id = EndpointId {
             service: service.name.as_str().into(),
             version: version.into(),
-            url: spec.target.url().into(),
+            url: located.url.into(),
         };
         let settings = Settings::new(service, spec);
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,7 +75,7 @@ impl Registry {
             }
             return Arc::clone(&entry.endpoint);
         }
-        let endpoint = Arc::new(Endpoint::new(id.clone(), settings, Arc::clone(&self.events)));
+        let endpoint = Arc::new(Endpoint::new(id.clone(), settings, located.host, Arc::clone(&self.events)));
         endpoint.obey(spec.duty);
         let probes = [
             OwnedTask::spawn("probe", probe::watch(Arc::clone(&endpoint))),
@@ -118,20 +122,22 @@ impl Registry {
             dependency.spec.store(Arc::new(spec.clone()));
             return Arc::clone(dependency);
         }
-        let dependency = Arc::new(Dependency::new(Arc::clone(service), spec, Arc::clone(&self.events)));
+        let dependency =
+            Arc::new(Dependency::new(Arc::clone(service), spec, &self.discovery, Arc::clone(&self.events)));
         let watch = OwnedTask::spawn("dependency", dependency::watch(Arc::clone(&dependency)));
         dependencies.insert(id, WatchedDependency { dependency: Arc::clone(&dependency), _watch: watch });
         dependency
     }
 
-    /// Lets go of the endpoints and versions that `table` no longer names. Requests that run on them may end.
-    pub(crate) fn retain(&self, table: &Table) {
+    /// Lets go of the endpoints and versions that `table` no longer names, for this reason. Requests that run on them
+    /// may end.
+    pub(crate) fn retain(&self, table: &Table, reason: &str) {
         let named: HashSet<&EndpointId> = table.targets().map(|target| &target.endpoint.id).collect();
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|id, entry| {
             let kept = named.contains(id);
             if !kept {
-                entry.endpoint.retire();
+                entry.endpoint.retire(reason);
             }
             kept
         });

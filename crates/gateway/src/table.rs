@@ -8,12 +8,13 @@ use std::time::Instant;
 use backstop_core::balance::{self, Candidate, Tier};
 use backstop_core::table::{
     BalancePolicy, EndpointSpec, FallbackSpec, OutlierSpec, ReadinessSpec, ResumeSpec, RetrySpec, RuleSpec,
-    ServiceSpec, TableSpec, Timeouts,
+    ServiceSpec, TableSpec, Timeouts, VersionSpec,
 };
 use http::{HeaderMap, HeaderValue};
 
 use crate::cache::Cache;
 use crate::dependency::Dependency;
+use crate::discovery::Linked;
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::identity::{Client, Identities};
 use crate::load::ServiceLoad;
@@ -56,6 +57,8 @@ pub(crate) struct Version {
     pub(crate) metrics: Arc<VersionMetrics>,
     balance: BalancePolicy,
     turn: AtomicU64,
+    /// Names whose addresses are among the targets.
+    names: Vec<Linked>,
 }
 
 /// What a request asks of the balancer.
@@ -123,6 +126,12 @@ impl Table {
         self.services.values().flat_map(|service| &service.dependencies)
     }
 
+    /// Whether a name has other endpoints by now.
+    pub(crate) fn is_outdated(&self) -> bool {
+        let versions = self.services.values().flat_map(|service| &service.versions);
+        versions.flat_map(|version| &version.names).any(Linked::is_outdated)
+    }
+
     pub(crate) fn targets(&self) -> impl Iterator<Item = &Target> {
         self.services.values().flat_map(|service| &service.versions).flat_map(|version| &version.targets)
     }
@@ -139,17 +148,7 @@ impl Service {
             .versions
             .iter()
             .map(|version| {
-                let mut targets: Vec<_> = version
-                    .endpoints
-                    .iter()
-                    .map(|endpoint| Target {
-                        endpoint: registry.endpoint(spec, &version.name, endpoint),
-                        weight: endpoint.weight,
-                        priority: endpoint.priority,
-                        tier: tier(endpoint),
-                    })
-                    .collect();
-                targets.sort_by_key(|target| target.tier);
+                let (targets, names) = targets(spec, version, tier, registry);
                 Arc::new(Version {
                     name: version.name.as_str().into(),
                     header: HeaderValue::from_str(&version.name)
@@ -159,6 +158,7 @@ impl Service {
                     metrics: registry.version_metrics(&spec.name, &version.name),
                     balance: spec.balance,
                     turn: AtomicU64::new(0),
+                    names,
                 })
             })
             .collect();
@@ -171,6 +171,7 @@ impl Service {
                 metrics: Arc::default(),
                 balance: spec.balance,
                 turn: AtomicU64::new(0),
+                names: Vec::new(),
             })
         };
         let dependencies =
@@ -215,7 +216,37 @@ impl Service {
     }
 }
 
+/// The endpoints of a version in their order, and the names that some of them are found by.
+fn targets(
+    service: &ServiceSpec,
+    version: &VersionSpec,
+    tier: impl Fn(&EndpointSpec) -> (u8, usize),
+    registry: &Registry,
+) -> (Vec<Target>, Vec<Linked>) {
+    let (mut targets, mut names) = (Vec::<Target>::new(), Vec::new());
+    for spec in &version.endpoints {
+        let (located, name) = registry.discovery.locate(spec);
+        names.extend(name);
+        for located in located {
+            // Two names may lead to the same server.
+            if targets.iter().any(|target| *target.endpoint.id.url == *located.url) {
+                continue;
+            }
+            let endpoint = registry.endpoint(service, &version.name, spec, located);
+            let (weight, priority, tier) = (spec.weight, spec.priority, tier(spec));
+            targets.push(Target { endpoint, weight, priority, tier });
+        }
+    }
+    targets.sort_by_key(|target| target.tier);
+    (targets, names)
+}
+
 impl Version {
+    /// Whether its endpoints are still being looked for.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.targets.is_empty() && self.names.iter().any(Linked::is_pending)
+    }
+
     /// One turn a request: were each attempt to take one, a bad endpoint could come first for every request.
     pub(crate) fn next_turn(&self) -> u64 {
         self.turn.fetch_add(1, Relaxed)

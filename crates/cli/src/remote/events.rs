@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use backstop_core::event::{EndpointName, Event, What};
+use backstop_core::event::{EndpointName, Event, ResolutionState, What};
 use backstop_core::health::State;
 use backstop_core::status::DependencyState;
 use serde::Deserialize;
@@ -33,7 +33,8 @@ pub(crate) struct Args {
     /// Only those after the event with this number
     #[arg(long, value_name = "ID")]
     after: Option<u64>,
-    /// Only these, separated by commas: health, breaker, ejected, dependency, table, change, refused
+    /// Only these, separated by commas: health, breaker, ejected, dependency, resolution, table, change,
+    /// refused
     #[arg(long, value_name = "TYPES")]
     types: Option<String>,
     #[command(flatten)]
@@ -156,6 +157,14 @@ fn told(event: &Event, colour: bool) -> String {
                 DependencyState::Down => ("down", Some(AnsiColor::Red)),
             };
             (format!("{name} of {service}: {state} ({reason})"), tone)
+        }
+        What::Resolution { name, state, addresses, reason } => {
+            let tone = match state {
+                ResolutionState::Resolved => AnsiColor::Green,
+                ResolutionState::Failing => AnsiColor::Red,
+                ResolutionState::Limited => AnsiColor::Yellow,
+            };
+            (format!("{name}: {reason}, addresses in use: {addresses}"), Some(tone))
         }
         What::Table { revision } => (format!("revision {revision} serves"), None),
         What::Change { actor, action, subject, revision } => {

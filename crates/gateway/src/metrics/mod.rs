@@ -20,6 +20,7 @@ use backstop_openai::Usage;
 
 use crate::Shared;
 use crate::clock;
+use crate::discovery::{Discovery, Figures};
 use crate::endpoint::Endpoint;
 use crate::table::Table;
 pub(crate) use process::resident_bytes;
@@ -102,6 +103,12 @@ metrics! {
         "Number that a check of `health.checks` last read, such as the used share of a GPU's memory; the label is the check's path and value.";
     DEPENDENCY = Gauge "backstop_dependency_up" &["service", "dependency"],
         "1 while the dependency is there, 0 while it is not or not checked yet.";
+    RESOLUTION_FAILURES = Counter "backstop_resolution_failures_total" &["name"],
+        "Questions for the addresses of a host name that were not answered well; the last good answer stays in use.";
+    RESOLUTION_AGE = Gauge "backstop_resolution_age_seconds" &["name"],
+        "Time since the addresses of a host name were last answered well; only of names that once were.";
+    RESOLUTION_ADDRESSES = Gauge "backstop_resolution_addresses" &["name"],
+        "Addresses of a host name that are in use.";
     REVISION = Gauge "backstop_table_revision" &[],
         "Revision of the configuration that serves.";
     BUILD = Gauge "backstop_build_info" &["release"],
@@ -219,7 +226,7 @@ impl VersionMetrics {
 }
 
 /// The exposition, in Prometheus' text format.
-pub(crate) fn page(shared: &Shared) -> String {
+pub(crate) fn page(shared: &Shared, discovery: &Discovery) -> String {
     let table = shared.table.load();
     let mut page = Page::default();
     for (code, count) in shared.refused.all() {
@@ -232,6 +239,13 @@ pub(crate) fn page(shared: &Shared) -> String {
     }
     if let Some(open) = process::open_descriptors() {
         page.add(&DESCRIPTORS, &[], open as f64);
+    }
+    for Figures { name, failures, age, addresses } in discovery.figures(clock::now()) {
+        page.add(&RESOLUTION_FAILURES, &[&name], failures as f64);
+        page.add(&RESOLUTION_ADDRESSES, &[&name], addresses as f64);
+        if let Some(age) = age {
+            page.add(&RESOLUTION_AGE, &[&name], age.as_secs_f64());
+        }
     }
     add_versions(&mut page, &table);
     page.finish(ALL)

@@ -1,7 +1,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::table::Target;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde_json::Value;
@@ -36,8 +35,8 @@ pub(super) enum ProbeError {
 }
 
 impl Client {
-    pub(super) fn new(target: Target) -> Self {
-        Self { pool: Arc::new(Pool::new(target)) }
+    pub(super) fn new(pool: &Pool) -> Self {
+        Self { pool: Arc::new(pool.for_probes()) }
     }
 
     pub(super) async fn get(&self, path: &str, settings: &Settings) -> Result<Answer, ProbeError> {

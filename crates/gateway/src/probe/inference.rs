@@ -18,7 +18,7 @@ const CONFIRMING: InferenceSpec =
 
 /// Sends a real small request as often as configured, and whenever a stall is to be confirmed or cleared.
 pub(crate) async fn watch(endpoint: Arc<Endpoint>) {
-    let client = Client::new(endpoint.pool.target().clone());
+    let client = Client::new(&endpoint.pool);
     let mut last: Option<Instant> = None;
     loop {
         let settings = endpoint.settings.load_full();
@@ -44,7 +44,7 @@ pub(crate) async fn watch(endpoint: Arc<Endpoint>) {
 /// Asks `endpoint` once, and how long that took. An engine that is too busy to answer is well.
 pub(crate) async fn infer_once(endpoint: &Endpoint) -> (Result<(), String>, Duration) {
     let settings = endpoint.settings.load_full();
-    let client = Client::new(endpoint.pool.target().clone());
+    let client = Client::new(&endpoint.pool);
     let started = clock::now();
     let finding = infer(endpoint, &settings, &client).await;
     let took = clock::now() - started;

@@ -29,7 +29,7 @@ const CONFIRM: Duration = Duration::from_millis(500);
 /// Sends `endpoint` an order of its engine's own; an error is what it said.
 pub(crate) async fn post_once(endpoint: &Endpoint, path: &str) -> Result<(), String> {
     let settings = endpoint.settings.load_full();
-    let client = Client::new(endpoint.pool.target().clone());
+    let client = Client::new(&endpoint.pool);
     match client.post(path, &serde_json::json!({}), &settings, settings.health.timeout).await {
         Ok(answer) if answer.status.is_success() => Ok(()),
         Ok(answer) => Err(format!("`{path}` answered {}", answer.status)),
@@ -39,7 +39,7 @@ pub(crate) async fn post_once(endpoint: &Endpoint, path: &str) -> Result<(), Str
 
 /// Watches machine, process, application and progress of `endpoint` for as long as the task lives.
 pub(crate) async fn watch(endpoint: Arc<Endpoint>) {
-    let client = Client::new(endpoint.pool.target().clone());
+    let client = Client::new(&endpoint.pool);
     let mut progress = ProgressWatch::new();
     loop {
         let began = clock::now();

@@ -5,6 +5,7 @@
 //! between tasks; a stream that waits holds no buffer; and a request that found its pooled connection closed can
 //! be told apart from one that an engine may have begun to work on.
 
+mod dial;
 mod exchange;
 mod pool;
 mod wire;

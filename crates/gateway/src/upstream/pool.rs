@@ -1,4 +1,5 @@
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -9,7 +10,9 @@ use bytes::{Buf, BytesMut};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
+use super::dial::dial;
 use crate::clock;
+use crate::discovery::Host;
 
 /// Connections kept for later, at most, per endpoint.
 const MAX_IDLE: usize = 512;
@@ -22,6 +25,7 @@ const READ_SIZE: usize = 8 * 1024;
 /// One connection to a model server.
 pub(super) struct Connection {
     stream: TcpStream,
+    peer: IpAddr,
     /// Read and not taken yet. Has no memory while there is nothing to read.
     pub(super) buffer: BytesMut,
     read_size: usize,
@@ -77,6 +81,9 @@ struct Idle {
 /// Connections to one endpoint.
 pub(crate) struct Pool {
     target: Target,
+    host: Host,
+    /// The address that accepted last: the next connection begins with it.
+    accepted: Mutex<Option<IpAddr>>,
     /// Last in, first out, so that those not needed grow old at the bottom. The lock is held for a push or a pop.
     idle: Mutex<Vec<Idle>>,
 }
@@ -88,11 +95,20 @@ pub(crate) enum ConnectError {
     Timeout(Duration),
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The host name has no address.
+    #[error("{0}")]
+    Unresolved(String),
 }
 
 impl Pool {
-    pub(crate) fn new(target: Target) -> Self {
-        Self { target, idle: Mutex::new(Vec::new()) }
+    /// `host` is where `target` is.
+    pub(crate) fn new(target: Target, host: Host) -> Self {
+        Self { target, host, accepted: Mutex::default(), idle: Mutex::default() }
+    }
+
+    /// For probes of the same endpoint.
+    pub(crate) fn for_probes(&self) -> Self {
+        Self::new(self.target.clone(), self.host.clone())
     }
 
     pub(crate) fn target(&self) -> &Target {
@@ -102,8 +118,9 @@ impl Pool {
     /// An idle connection that still seems open.
     pub(super) fn reuse(&self) -> Option<Connection> {
         loop {
-            let Idle { connection, since } = self.lock().pop()?;
-            if clock::now().duration_since(since) < IDLE_TIMEOUT && connection.is_quiet() {
+            let idle = self.lock().pop()?;
+            if self.may_keep(&idle, clock::now()) && idle.connection.is_quiet() {
+                let Idle { connection, .. } = idle;
                 return Some(connection);
             }
         }
@@ -111,7 +128,7 @@ impl Pool {
 
     /// Takes back a connection whose answer has been read to its end.
     pub(super) fn give_back(&self, mut connection: Connection) {
-        if !connection.buffer.is_empty() {
+        if !connection.buffer.is_empty() || !self.host.has(connection.peer) {
             return;
         }
         connection.buffer = BytesMut::new();
@@ -123,11 +140,21 @@ impl Pool {
 
     pub(super) async fn connect(&self, timeout: Duration) -> Result<Connection, ConnectError> {
         let connecting = async {
-            let stream = TcpStream::connect((self.target.host.as_str(), self.target.port)).await?;
-            stream.set_nodelay(true)?;
-            Ok(Connection { stream, buffer: BytesMut::new(), read_size: READ_SIZE })
+            let (stream, peer) = dial(self.addresses().await?, self.target.port).await?;
+            *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
+            Ok(Connection { stream, peer, buffer: BytesMut::new(), read_size: READ_SIZE })
         };
         tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError::Timeout(timeout)))
+    }
+
+    /// In the order in which to try them.
+    async fn addresses(&self) -> Result<Vec<IpAddr>, ConnectError> {
+        let mut addresses = self.host.addresses().await.map_err(ConnectError::Unresolved)?.to_vec();
+        let accepted = *self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = addresses.iter().position(|it| Some(*it) == accepted) {
+            addresses[..=at].rotate_right(1);
+        }
+        Ok(addresses)
     }
 
     /// Looks whether somebody listens there.
@@ -140,15 +167,17 @@ impl Pool {
         std::mem::take(&mut *self.lock()).len()
     }
 
-    /// Closes connections that have been idle for too long.
+    /// Closes connections that have been idle for too long, or lead where the host is no more.
     pub(crate) fn sweep(&self) {
         let now = clock::now();
-        let old: Vec<Idle> = {
-            let mut idle = self.lock();
-            let kept = idle.partition_point(|idle| now.duration_since(idle.since) >= IDLE_TIMEOUT);
-            idle.drain(..kept).collect()
-        };
+        let mut idle = self.lock();
+        let old: Vec<Idle> = idle.extract_if(.., |idle| !self.may_keep(idle, now)).collect();
+        drop(idle);
         drop(old);
+    }
+
+    fn may_keep(&self, idle: &Idle, now: Instant) -> bool {
+        now.duration_since(idle.since) < IDLE_TIMEOUT && self.host.has(idle.connection.peer)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {

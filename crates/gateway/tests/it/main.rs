@@ -11,6 +11,8 @@ mod balance;
 mod cache;
 mod cancel;
 mod client;
+mod discovery;
+mod dns;
 mod duty;
 mod endless;
 mod failure_modes;

@@ -116,8 +116,11 @@ impl World {
     }
 
     pub(crate) async fn serve(sims: Vec<Sim>, services: Vec<ServiceSpec>) -> Self {
+        Self::with(sims, TableSpec { revision: 1, services, ..TableSpec::default() }).await
+    }
+
+    pub(crate) async fn with(sims: Vec<Sim>, spec: TableSpec) -> Self {
         let gateway = Arc::new(Gateway::new());
-        let spec = TableSpec { revision: 1, services, ..TableSpec::default() };
         gateway.apply(&spec);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
