@@ -166,7 +166,7 @@ impl Host {
     pub(crate) fn has(&self, address: IpAddr) -> bool {
         match self {
             Self::Address(own) => *own == address,
-            Self::Name(name) => name.answer().sorted.binary_search(&address).is_ok(),
+            Self::Name(name) => name.has(address),
         }
     }
 }

@@ -96,6 +96,10 @@ impl Name {
         self.state.answer.load_full()
     }
 
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.state.answer.load().sorted.binary_search(&address).is_ok()
+    }
+
     pub(crate) fn failures(&self) -> u64 {
         self.state.failures.load(Relaxed)
     }

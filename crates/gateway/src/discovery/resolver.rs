@@ -196,7 +196,9 @@ impl System {
         if let Some(dns) = &self.dns {
             return Ok(Arc::clone(dns));
         }
-        let dns = Arc::new(Dns::new(&self.spec.servers).map_err(|error| error.to_string())?);
+        let dns = Dns::new(&self.spec.servers)
+            .map_err(|error| format!("no DNS server is known ({error}); hint: `dns.servers`"))?;
+        let dns = Arc::new(dns);
         self.dns = Some(Arc::clone(&dns));
         Ok(dns)
     }
