@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 
 use super::pool::{ConnectError, Connection, Pool};
-use super::wire::{self, BodyDecoder, Head, Part, WireError};
+use super::wire::{self, BodyDecoder, Head, HeadDecoder, Part, WireError};
 use crate::{clock, tasks};
 
 /// How long a finished answer may take to end on the wire before its connection is given up.
@@ -84,8 +84,10 @@ impl Exchange {
         let mut head = Vec::with_capacity(512);
         wire::encode_head(&request.method, &request.target, &request.headers, request.body.len(), &mut head);
         let mut outgoing = Bytes::from(head).chain(request.body.clone());
+        let mut decoder = HeadDecoder::default();
         let Head { status, headers, body, keep_alive } =
-            poll_fn(|cx| poll_head(&mut connection, &mut outgoing, &request.method, cx)).await?;
+            poll_fn(|cx| poll_head(&mut connection, &mut outgoing, &mut decoder, &request.method, cx))
+                .await?;
         // An answer to half a request is an answer, but what is left of the request would follow it.
         let keep_alive = keep_alive && !outgoing.has_remaining();
         let exchange =
@@ -202,13 +204,14 @@ impl Exchange {
 fn poll_head(
     connection: &mut Connection,
     outgoing: &mut impl Buf,
+    decoder: &mut HeadDecoder,
     method: &Method,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Head, WireError>> {
     let written = connection.poll_write(cx, outgoing);
     loop {
         if !connection.buffer.is_empty()
-            && let Some(head) = wire::decode_head(&mut connection.buffer, method)?
+            && let Some(head) = decoder.next(&mut connection.buffer, method)?
         {
             return Poll::Ready(Ok(head));
         }

@@ -1,12 +1,15 @@
 //! HTTP/1.1 on the wire, as a client: requests out, heads and bodies in. No I/O.
 //!
-//! Strict where an answer could be misread (lengths, chunk sizes), lenient nowhere else than the standard asks.
+//! Strict where an answer could be misread (lengths, codings, chunk sizes), lenient nowhere else than the standard asks.
+
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
+use http::header::InvalidHeaderName;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use memchr::memchr;
 
-/// The longest head of an answer, in bytes.
+/// The longest head of an answer, informational ones before it included, in bytes.
 pub(super) const MAX_HEAD: usize = 64 * 1024;
 const MAX_HEADERS: usize = 128;
 /// The longest line of chunk framing (size and extensions, or a trailer), in bytes.
@@ -61,48 +64,75 @@ pub(super) struct Head {
     pub(super) keep_alive: bool,
 }
 
-/// Takes a head off the front of `buffer`; `None` if it is not whole yet. Informational answers are skipped.
-pub(super) fn decode_head(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, WireError> {
-    loop {
-        let mut slots = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut parsed = httparse::Response::new(&mut slots);
-        let length = match parsed.parse(buffer) {
-            Ok(httparse::Status::Complete(length)) => length,
-            Ok(httparse::Status::Partial) if buffer.len() <= MAX_HEAD => return Ok(None),
-            Ok(httparse::Status::Partial) => return Err(WireError::Malformed("the head is too long")),
-            Err(_) => return Err(WireError::Malformed("the head can't be parsed")),
-        };
-        let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
-        let status = status.ok_or(WireError::Malformed("the status"))?;
-        let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-        // Where the values stand in the head, so that they can share its memory.
-        let base = buffer.as_ptr() as usize;
-        let places: Vec<_> = parsed
-            .headers
-            .iter()
-            .map(|header| {
-                let name = HeaderName::from_bytes(header.name.as_bytes());
-                let start = header.value.as_ptr() as usize - base;
-                (name, start..start + header.value.len())
-            })
-            .collect();
-        let head = buffer.split_to(length).freeze();
-        if status.is_informational() {
+/// Reads the head of one answer and skips informational ones before it.
+#[derive(Debug, Default)]
+pub(super) struct HeadDecoder {
+    /// Bytes of informational answers so far.
+    skipped: usize,
+}
+
+impl HeadDecoder {
+    /// Takes the head off the front of `buffer`; `None` if it is not whole yet.
+    pub(super) fn next(&mut self, buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, WireError> {
+        loop {
+            let parsed = parse_head(buffer)?;
+            let length = parsed.as_ref().map_or(buffer.len(), |head| head.length);
+            // Also when it is whole: what passes must not depend on how it was cut on its way.
+            if self.skipped + length > MAX_HEAD {
+                return Err(WireError::Malformed("the head is too long"));
+            }
+            let Some(ParsedHead { status, version, places, .. }) = parsed else { return Ok(None) };
+            let head = buffer.split_to(length).freeze();
             if status == StatusCode::SWITCHING_PROTOCOLS {
                 return Err(WireError::Malformed("an upgrade that was not asked for"));
             }
-            continue;
+            if status.is_informational() {
+                self.skipped += length;
+                continue;
+            }
+            let mut headers = HeaderMap::with_capacity(places.len() + 4);
+            for (name, place) in places {
+                let name = name.map_err(|_| WireError::Malformed("a header's name"))?;
+                let value = HeaderValue::from_maybe_shared(head.slice(place));
+                headers.append(name, value.map_err(|_| WireError::Malformed("a header's value"))?);
+            }
+            let (body, framed) = framing(status, version, &headers, method)?;
+            let keep_alive = framed && keeps_alive(version, &headers);
+            return Ok(Some(Head { status, headers, body, keep_alive }));
         }
-        let mut headers = HeaderMap::with_capacity(places.len() + 4);
-        for (name, place) in places {
-            let name = name.map_err(|_| WireError::Malformed("a header's name"))?;
-            let value = HeaderValue::from_maybe_shared(head.slice(place));
-            headers.append(name, value.map_err(|_| WireError::Malformed("a header's value"))?);
-        }
-        let (body, framed) = framing(status, version, &headers, method)?;
-        let keep_alive = framed && keeps_alive(version, &headers);
-        return Ok(Some(Head { status, headers, body, keep_alive }));
     }
+}
+
+/// A head that is whole, still in its buffer.
+struct ParsedHead {
+    length: usize,
+    status: StatusCode,
+    version: Version,
+    /// Where the values stand in the head, so that they can share its memory.
+    places: Vec<(Result<HeaderName, InvalidHeaderName>, Range<usize>)>,
+}
+
+/// `None` if it is not whole yet.
+fn parse_head(buffer: &[u8]) -> Result<Option<ParsedHead>, WireError> {
+    let mut slots = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Response::new(&mut slots);
+    let length = match parsed.parse(buffer) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(WireError::Malformed("the head has too many headers"));
+        }
+        Err(_) => return Err(WireError::Malformed("the head can't be parsed")),
+    };
+    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.ok_or(WireError::Malformed("the status"))?;
+    let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
+    let base = buffer.as_ptr() as usize;
+    let places = parsed.headers.iter().map(|header| {
+        let start = header.value.as_ptr() as usize - base;
+        (HeaderName::from_bytes(header.name.as_bytes()), start..start + header.value.len())
+    });
+    Ok(Some(ParsedHead { length, status, version, places: places.collect() }))
 }
 
 /// RFC 9112, section 6.3. The second value tells whether the end of the body is known without closing.
@@ -112,19 +142,41 @@ fn framing(
     headers: &HeaderMap,
     method: &Method,
 ) -> Result<(BodyDecoder, bool), WireError> {
-    if *method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+    let length = content_length(headers)?;
+    let is_chunked = is_chunked(version, headers)?;
+    // Where the standard leaves a choice for a message with both, this is the one that can't be misread.
+    if is_chunked && length.is_some() {
+        return Err(WireError::Malformed("both a length and chunks"));
+    }
+    if *method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
         return Ok((BodyDecoder::Length(0), true));
     }
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter().peekable();
-    if codings.peek().is_some() {
-        let last = codings.last().and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let is_chunked = last.rsplit(',').next().unwrap_or_default().trim().eq_ignore_ascii_case("chunked");
-        if version == Version::HTTP_10 || !is_chunked {
-            return Ok((BodyDecoder::UntilClose, false));
-        }
-        // With a length as well somebody is confused: the chunks count, and the connection is not used again.
-        return Ok((BodyDecoder::Chunked(Chunk::Size), !headers.contains_key(header::CONTENT_LENGTH)));
+    if status == StatusCode::NO_CONTENT {
+        // One that announces a body may well send it.
+        return Ok((BodyDecoder::Length(0), !is_chunked && length.unwrap_or(0) == 0));
     }
+    Ok(match length {
+        _ if is_chunked => (BodyDecoder::Chunked(Chunk::Size), true),
+        Some(length) => (BodyDecoder::Length(length), true),
+        None => (BodyDecoder::UntilClose, false),
+    })
+}
+
+/// Any other coding than `chunked` was not asked for (we send no `te`), and would be lost on the way to the client.
+fn is_chunked(version: Version, headers: &HeaderMap) -> Result<bool, WireError> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(false),
+        (Some(only), None)
+            if version == Version::HTTP_11 && only.as_bytes().eq_ignore_ascii_case(b"chunked") =>
+        {
+            Ok(true)
+        }
+        _ => Err(WireError::Malformed("the transfer coding")),
+    }
+}
+
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, WireError> {
     let mut length = None;
     for value in headers.get_all(header::CONTENT_LENGTH) {
         for part in value.to_str().unwrap_or("?").split(',') {
@@ -138,7 +190,7 @@ fn framing(
             length = Some(given);
         }
     }
-    Ok(length.map_or((BodyDecoder::UntilClose, false), |length| (BodyDecoder::Length(length), true)))
+    Ok(length)
 }
 
 fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
@@ -280,7 +332,7 @@ mod tests {
     use super::*;
 
     fn head(text: &str) -> Result<Option<Head>, WireError> {
-        decode_head(&mut BytesMut::from(text), &Method::POST)
+        HeadDecoder::default().next(&mut BytesMut::from(text), &Method::POST)
     }
 
     /// All data of a body that arrives in pieces of `step` bytes, and whether it ended.
@@ -319,14 +371,16 @@ mod tests {
         };
         let chunked = || BodyDecoder::Chunked(Chunk::Size);
         check("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked", chunked(), true);
-        check("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, Chunked\r\nconnection: close", chunked(), false);
-        check("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 3", chunked(), false);
-        check("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip", BodyDecoder::UntilClose, false);
+        check("HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked \r\nconnection: close", chunked(), false);
         check("HTTP/1.1 200 OK", BodyDecoder::UntilClose, false);
         check("HTTP/1.1 200 OK\r\ncontent-length: 7, 7", BodyDecoder::Length(7), true);
         check("HTTP/1.0 200 OK\r\ncontent-length: 7", BodyDecoder::Length(7), false);
         check("HTTP/1.0 200 OK\r\ncontent-length: 7\r\nconnection: keep-alive", BodyDecoder::Length(7), true);
         check("HTTP/1.1 204 No Content", BodyDecoder::Length(0), true);
+        check("HTTP/1.1 204 No Content\r\ncontent-length: 0", BodyDecoder::Length(0), true);
+        check("HTTP/1.1 204 No Content\r\ncontent-length: 5", BodyDecoder::Length(0), false);
+        check("HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked", BodyDecoder::Length(0), false);
+        check("HTTP/1.1 304 Not Modified\r\ncontent-length: 5", BodyDecoder::Length(0), true);
     }
 
     #[test]
@@ -339,10 +393,33 @@ mod tests {
             "HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\n",
             "HTTP/1.1 101 Switching Protocols\r\n\r\n",
             "HTTP/1.1 200 OK\r\nbad name: x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked, chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
+            "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
         ] {
             assert!(head(bad).is_err(), "{bad}");
         }
-        assert!(head(&format!("HTTP/1.1 200 OK\r\nx: {}", "a".repeat(MAX_HEAD))).is_err());
+    }
+
+    #[test]
+    fn heads_are_bounded() {
+        let long = |value: usize| format!("HTTP/1.1 200 OK\r\nx: {}", "a".repeat(value));
+        assert!(head(&long(MAX_HEAD - 100)).is_ok_and(|head| head.is_none()), "more may come");
+        assert!(head(&long(MAX_HEAD)).is_err());
+        assert!(head(&(long(MAX_HEAD) + "\r\n\r\n")).is_err(), "even if all of it came at once");
+        let headers = |count: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: 1\r\n".repeat(count));
+        assert!(head(&headers(MAX_HEADERS)).is_ok_and(|head| head.is_some()));
+        assert!(head(&headers(MAX_HEADERS + 1)).is_err());
+        // Informational answers without end are no way around it.
+        let (mut decoder, mut buffer) = (HeadDecoder::default(), BytesMut::new());
+        let flood = (0..10_000).position(|_| {
+            buffer.extend_from_slice(b"HTTP/1.1 102 Processing\r\n\r\n");
+            decoder.next(&mut buffer, &Method::POST).is_err()
+        });
+        assert!(flood.is_some_and(|count| count < MAX_HEAD / 20));
     }
 
     #[test]
@@ -382,7 +459,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics(bytes: Vec<u8>, step in 1usize..20) {
-            let _ = decode_head(&mut BytesMut::from(&bytes[..]), &Method::GET);
+            let _ = HeadDecoder::default().next(&mut BytesMut::from(&bytes[..]), &Method::GET);
             let _ = body(BodyDecoder::Chunked(Chunk::Size), &bytes, step);
         }
     }
