@@ -58,8 +58,8 @@ impl StreamReader {
     fn scan(&mut self, block: Bytes) -> Step {
         let mut start = 0;
         for event in sse::events(&block) {
-            if !event.is_text {
-                let fault = EventFault::Malformed("a line that is not UTF-8".to_owned());
+            if !event.is_well_formed {
+                let fault = EventFault::Malformed("a line that readers would not agree on".to_owned());
                 return Step::Fault(block.slice(..start), Fault::Event(fault));
             }
             if let Some(data) = &event.data {

@@ -3,10 +3,12 @@
 //! The body is validated as JSON and otherwise left alone: fields unknown here pass untouched.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 /// The few fields that routing needs.
@@ -35,6 +37,8 @@ pub enum PeekError {
     NotObject,
     #[error("the request body lacks `model`")]
     MissingModel,
+    #[error("`{0}` must be written like this")]
+    OtherCase(&'static str),
     #[error("`{field}` must be {expected}")]
     WrongType { field: &'static str, expected: &'static str },
 }
@@ -44,54 +48,121 @@ impl PeekError {
     pub fn param(&self) -> Option<&'static str> {
         match self {
             Self::MissingModel => Some("model"),
+            Self::OtherCase(field) => Some(field),
             Self::WrongType { field, .. } => Some(field),
             _ => None,
         }
     }
 }
 
-#[derive(Deserialize)]
+/// The values of the fields, as they stand in the body.
+#[derive(Default)]
 struct Fields<'a> {
-    #[serde(borrow)]
-    model: Option<&'a RawValue>,
-    #[serde(borrow)]
-    stream: Option<&'a RawValue>,
-    #[serde(borrow)]
-    user: Option<&'a RawValue>,
-    #[serde(borrow)]
-    n: Option<&'a RawValue>,
-    #[serde(borrow)]
-    prompt: Option<&'a RawValue>,
-    #[serde(borrow)]
-    stream_options: Option<&'a RawValue>,
+    values: [Option<&'a RawValue>; NAMES.len()],
+    /// A field whose name is written in another case.
+    other_case: Option<&'static str>,
 }
 
-/// Reads the fields that routing needs. A field given twice is an error, since gateway and engine could read
-/// different ones.
+const NAMES: [&str; 6] = ["model", "stream", "user", "n", "prompt", "stream_options"];
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for Fields<'de> {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some(key) = map.next_key()? {
+            match key {
+                Key::Field(index) if self.values[index].is_some() => {
+                    return Err(serde::de::Error::duplicate_field(NAMES[index]));
+                }
+                Key::Field(index) => self.values[index] = Some(map.next_value()?),
+                other => {
+                    if let Key::OtherCase(index) = other {
+                        self.other_case = Some(NAMES[index]);
+                    }
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// A key, by its place in [`NAMES`].
+enum Key {
+    Field(usize),
+    OtherCase(usize),
+    Unknown,
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_str<E>(self, key: &str) -> Result<Key, E> {
+                let place =
+                    |matches: fn(&str, &str) -> bool| NAMES.iter().position(|name| matches(key, name));
+                let field = place(|key, name| key == name).map(Key::Field);
+                Ok(field.or_else(|| place(is_folded).map(Key::OtherCase)).unwrap_or(Key::Unknown))
+            }
+        }
+        deserializer.deserialize_identifier(Name)
+    }
+}
+
+/// Whether `key` is `name` for a reader that does not mind the case, as Go's (and so Ollama's) doesn't. To it the long
+/// s is an s.
+fn is_folded(key: &str, name: &str) -> bool {
+    let fold = |c| if c == 'ſ' { 's' } else { char::to_ascii_lowercase(&c) };
+    key.chars().map(fold).eq(name.chars())
+}
+
+/// Reads the fields that routing needs. A field given twice, or in another case, is an error, since gateway and
+/// engine could read different ones.
 pub fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     let text = std::str::from_utf8(body).map_err(|_| PeekError::NotUtf8)?;
-    // An array of the right length would pass serde's derived reader.
     if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
-        return Err(match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+        return Err(match serde_json::from_str::<IgnoredAny>(text) {
             Ok(_) => PeekError::NotObject,
             Err(error) => PeekError::Syntax(error.to_string()),
         });
     }
     let fields: Fields<'_> =
         serde_json::from_str(text).map_err(|error| PeekError::Syntax(error.to_string()))?;
+    if let Some(name) = fields.other_case {
+        return Err(PeekError::OtherCase(name));
+    }
+    let [model, stream, user, n, prompt, stream_options] = fields.values;
 
-    let raw_model = present(fields.model).ok_or(PeekError::MissingModel)?;
+    let raw_model = present(model).ok_or(PeekError::MissingModel)?;
     let model = string(raw_model).ok_or(PeekError::WrongType { field: "model", expected: "a string" })?;
     let start = raw_model.as_ptr() as usize - text.as_ptr() as usize;
-    let stream = match fields.stream.map(RawValue::get) {
+    let stream = match stream.map(RawValue::get) {
         None | Some("null" | "false") => false,
         Some("true") => true,
         Some(_) => return Err(PeekError::WrongType { field: "stream", expected: "true or false" }),
     };
     // Engines differ in what they take for these; whether they are right is theirs to judge.
-    let user = present(fields.user).and_then(string);
-    let n: u32 = present(fields.n).and_then(|n| n.parse().ok()).unwrap_or(1);
-    let include_usage = present(fields.stream_options)
+    let user = present(user).and_then(string);
+    let n: u32 = present(n).and_then(|n| n.parse().ok()).unwrap_or(1);
+    // An array of one would pass serde's derived reader too.
+    let include_usage = present(stream_options)
+        .filter(|options| options.starts_with('{'))
         .and_then(|options| serde_json::from_str::<StreamOptions>(options).ok())
         .is_some_and(|options| options.include_usage);
     Ok(Peek {
@@ -99,7 +170,7 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
         model_span: start..start + raw_model.len(),
         stream,
         user,
-        choices: n.max(1).saturating_mul(prompts(present(fields.prompt))),
+        choices: n.max(1).saturating_mul(prompts(present(prompt))),
         include_usage,
     })
 }
@@ -110,12 +181,13 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// A prompt is a text or a list of tokens; several are a list of those.
+/// A prompt is a text or a list of tokens; several are a list of those. Counted without being kept: there may be
+/// millions.
 fn prompts(prompt: Option<&str>) -> u32 {
-    let list = prompt.filter(|prompt| prompt.starts_with('['));
-    let list = list.and_then(|list| serde_json::from_str::<Vec<&RawValue>>(list).ok()).unwrap_or_default();
-    let several = list.first().is_some_and(|first| first.get().starts_with(['"', '[']));
-    if several { u32::try_from(list.len()).unwrap_or(u32::MAX) } else { 1 }
+    let items = prompt.and_then(|prompt| prompt.strip_prefix('[')).map(str::trim_start);
+    let several = prompt.filter(|_| items.is_some_and(|items| items.starts_with(['"', '['])));
+    let count = several.and_then(|list| serde_json::from_str::<Vec<IgnoredAny>>(list).ok());
+    count.map_or(1, |list| u32::try_from(list.len()).unwrap_or(u32::MAX))
 }
 
 fn present(value: Option<&RawValue>) -> Option<&str> {
@@ -183,6 +255,7 @@ mod tests {
         check(r#","prompt":[1,2,3],"stream_options":{}"#, 1, false);
         check(r#","prompt":[[1,2],[3]],"n":"many" "#, 2, false);
         check(r#","prompt":[],"n":0"#, 1, false);
+        check(r#","stream_options":[true]"#, 1, false);
     }
 
     #[test]
@@ -198,6 +271,8 @@ mod tests {
         check(br#"{"model":7}"#, "`model` must be a string");
         check(br#"{"model":"a","stream":1}"#, "`stream` must be true or false");
         check(br#"{"model":"a","model":"b"}"#, "duplicate field `model`");
+        check(br#"{"model":"a","Model":"b"}"#, "`model` must be written like this");
+        check("{\"model\":\"a\",\"ſTREAM\":true}".as_bytes(), "`stream` must be written like this");
         check(br#"["a",true,"u"]"#, "must be a JSON object");
         check(br#""a""#, "must be a JSON object");
         check(b"{\"model\":\"\xff\"}", "not valid UTF-8");

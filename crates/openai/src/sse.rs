@@ -1,7 +1,7 @@
 //! Framing of server-sent events: bytes in whatever pieces they arrive → whole events.
 //!
-//! Lines end with LF or CRLF. A lone CR, which the standard also allows, is not a line end here: no engine sends
-//! it, and inside JSON it can't occur.
+//! Lines end with LF or CRLF. No engine ends one with a lone CR, which the standard also allows: an event that has one
+//! is not well-formed, since readers differ in whether another line begins there.
 
 use std::borrow::Cow;
 
@@ -49,8 +49,8 @@ fn end_of_last_event(bytes: &[u8], from: usize) -> usize {
     let mut end = bytes.len();
     while let Some(newline) = memchr::memrchr(b'\n', &bytes[from..end]).map(|at| at + from) {
         let before = &bytes[..newline];
-        let line_end = before.strip_suffix(b"\r").unwrap_or(before);
-        if line_end.last() == Some(&b'\n') {
+        // `bytes` begin between two events or at the start of a line.
+        if matches!(before.strip_suffix(b"\r").unwrap_or(before), [] | [.., b'\n']) {
             return newline + 1;
         }
         end = newline;
@@ -63,8 +63,9 @@ fn end_of_last_event(bytes: &[u8], from: usize) -> usize {
 pub struct Event<'a> {
     /// The `data` field; `None` for comments (keep-alives) and events without data.
     pub data: Option<Cow<'a, [u8]>>,
-    /// Its other lines, which readers skip, are UTF-8 at least: readers decode before they skip.
-    pub is_text: bool,
+    /// All readers see the same event: no lone CR, no byte order mark, and the lines that readers skip are UTF-8 at
+    /// least, for they decode before they skip.
+    pub is_well_formed: bool,
     /// Where the event ends in its block, blank line included.
     pub end: usize,
 }
@@ -77,7 +78,7 @@ pub fn events(block: &[u8]) -> impl Iterator<Item = Event<'_>> {
             return None;
         }
         let mut data: Option<Cow<'_, [u8]>> = None;
-        let mut is_text = true;
+        let mut is_well_formed = true;
         let mut line_start = rest;
         for newline in memchr_iter(b'\n', &block[rest..]).map(|at| at + rest) {
             let line = &block[line_start..newline];
@@ -86,6 +87,7 @@ pub fn events(block: &[u8]) -> impl Iterator<Item = Event<'_>> {
             if line.is_empty() {
                 break;
             }
+            is_well_formed &= memchr(b'\r', line).is_none();
             if let Some(value) = data_field(line) {
                 data = Some(match data {
                     None => Cow::Borrowed(value),
@@ -97,11 +99,11 @@ pub fn events(block: &[u8]) -> impl Iterator<Item = Event<'_>> {
                     }
                 });
             } else {
-                is_text &= std::str::from_utf8(line).is_ok();
+                is_well_formed &= std::str::from_utf8(line).is_ok_and(|line| !line.starts_with('\u{feff}'));
             }
         }
         rest = line_start;
-        Some(Event { data, is_text, end: rest })
+        Some(Event { data, is_well_formed, end: rest })
     })
 }
 
@@ -135,11 +137,38 @@ mod tests {
 
     #[test]
     fn lines_that_are_skipped_must_be_text_too() {
-        let is_text = |block| events(block).map(|event| event.is_text).collect::<Vec<_>>();
+        let well_formed = |block| events(block).map(|event| event.is_well_formed).collect::<Vec<_>>();
         assert_eq!(
-            is_text(b"\xff\xfe\n\ndata: a\n\n: \xc3\xa9\n\n: \xc3\ndata: b\n\n"),
+            well_formed(b"\xff\xfe\n\ndata: a\n\n: \xc3\xa9\n\n: \xc3\ndata: b\n\n"),
             [false, true, true, false]
         );
+    }
+
+    /// What some readers take for the end of a line, or skip, would let them see other events than we have checked.
+    #[test]
+    fn lines_that_readers_disagree_on() {
+        let well_formed = |block| events(block).map(|event| event.is_well_formed).collect::<Vec<_>>();
+        assert_eq!(
+            well_formed(b": ping\rdata: [DONE]\r\r\n\ndata: {\r}\n\ndata: a\r\n\r\n"),
+            [false, false, true]
+        );
+        assert_eq!(well_formed(b"\xef\xbb\xbfdata: [DONE]\n\n"), [false]);
+        assert_eq!(well_formed(b"data: \xef\xbb\xbf\n\n"), [true], "within a line it is text");
+    }
+
+    #[test]
+    fn blank_lines_between_events_are_boundaries_wherever_they_are_cut() {
+        for blank in ["\n", "\r\n", "\n\r\n\n"] {
+            let mut buffer = EventBuffer::default();
+            let mut passed = Vec::new();
+            for piece in [blank, "data: a\n\n", blank, "data: b\n", "\n", blank] {
+                passed.extend_from_slice(
+                    &buffer.push(Bytes::copy_from_slice(piece.as_bytes())).expect("short"),
+                );
+            }
+            assert!(buffer.is_at_boundary(), "{blank:?}");
+            assert_eq!(data_of(&passed).into_iter().flatten().collect::<Vec<_>>(), ["a", "b"]);
+        }
     }
 
     #[test]

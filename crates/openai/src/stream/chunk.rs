@@ -142,6 +142,7 @@ impl<'de> Visitor<'de> for Choice<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        let transcript = self.state.transcript.text.len();
         while let Some(key) = map.next_key_seed(KeySeed)? {
             match key {
                 Key::Index => self.index = map.next_value()?,
@@ -150,6 +151,10 @@ impl<'de> Visitor<'de> for Choice<'_> {
                 Key::FinishReason => self.finished = map.next_value_seed(NonEmpty)?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
+        }
+        // Some engines sort their keys: until the index came, the choice was taken for the first.
+        if self.index != 0 {
+            self.state.transcript.text.truncate(transcript);
         }
         self.state.choices = self.state.choices.max(self.index.saturating_add(1));
         self.state.finished |= u128::from(self.finished) << self.index.min(127);

@@ -294,6 +294,19 @@ mod tests {
         assert!(run(Api::Chat, &[end, "[DONE]", "{}"]).1.is_err());
     }
 
+    /// Engines that sort their keys send `delta` before `index`.
+    #[test]
+    fn transcript_is_of_the_first_choice_whatever_the_order_of_keys() {
+        let (state, _) = run(
+            Api::Chat,
+            &[
+                r#"{"choices":[{"delta":{"content":"a"},"index":0},{"delta":{"content":"x"},"index":1}]}"#,
+                r#"{"choices":[{"text":"y","index":2},{"index":0,"delta":{"content":"b"}}]}"#,
+            ],
+        );
+        assert_eq!((state.transcript.text(), state.pieces), (Some("ab"), 4));
+    }
+
     #[test]
     fn transcript_is_bounded() {
         let event =
