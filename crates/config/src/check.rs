@@ -276,7 +276,7 @@ impl Checker<'_> {
     fn problem(&self, node: &Node, schema: &Value, path: &str, what: &str) -> Problem {
         // Where a hash belongs, the key itself may stand by mistake.
         let secret = schema["format"] == Secret::FORMAT || schema["format"] == KeyHash::FORMAT;
-        let shown = if secret && !node.is_filled() { "***".to_owned() } else { node.shown() };
+        let shown = if secret && !node.is_reference() { "***".to_owned() } else { node.shown() };
         Problem::new(self.file, node.at, path.to_owned(), format!("`{shown}` {what}"))
             .value(shown)
             .expected(self.schema.expected(schema))

@@ -162,7 +162,7 @@ pub fn parse(text: &str, file: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
             let hint = "this is a fault of Backstop; please report it with the file".to_owned();
             Err(Problem::of_file(file, message).hint(Some(hint)).into())
         }
-        _ => Err(Problems::new(problems)),
+        _ => Err(Problems::new(problems, text)),
     }
 }
 

@@ -142,6 +142,13 @@ impl Node {
         matches!(&self.content, Content::Scalar(Scalar { kind: Kind::Filled, .. }))
     }
 
+    /// Whether it is written as `${NAME}` and nothing else, so that it may be shown even if its value must not.
+    pub(crate) fn is_reference(&self) -> bool {
+        let Content::Scalar(scalar) = &self.content else { return false };
+        let name = scalar.written().strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+        self.is_filled() && name.is_some_and(|name| !name.contains(['$', ':', '{', '}']))
+    }
+
     /// For messages: as in the file, so never with what the environment filled in.
     pub(crate) fn shown(&self) -> String {
         match &self.content {

@@ -264,8 +264,10 @@ impl Builder<'_> {
                         Content::Scalar(Scalar::new(text, None, kind))
                     }
                     None => {
-                        let message = format!("`{}` does not fit its tag", shown(&text));
-                        let problem = Problem::new(self.file, at, self.path(), message).value(shown(&text));
+                        // Not which value: that it is a secret is not known yet.
+                        let suffix = tag.map(|tag| shown(&tag.suffix)).unwrap_or_default();
+                        let message = format!("the value does not fit its tag `!!{suffix}`");
+                        let problem = Problem::new(self.file, at, self.path(), message);
                         self.problems.push(problem.hint(Some("leave the tag out".to_owned())));
                         Content::Broken
                     }
@@ -273,31 +275,39 @@ impl Builder<'_> {
             }
             Err(faults) => {
                 for fault in faults {
-                    self.fault(fault, &text, at);
+                    self.fault(fault, at);
                 }
                 Content::Broken
             }
         }
     }
 
-    fn fault(&mut self, fault: Fault, text: &str, at: Position) {
-        let (message, hint) = match fault {
-            Fault::Unset(name) => (
-                format!("environment variable `{name}` is not set"),
-                format!(
-                    "set it before the start (`export {name}=…`) or give a default: `${{{name}:-default}}`"
-                ),
-            ),
-            Fault::Unclosed => {
-                ("`${` has no closing `}`".to_owned(), "for the characters themselves write `$${`".to_owned())
+    /// Shows no more of the value than the name of a variable: that it is a secret is not known yet.
+    fn fault(&mut self, fault: Fault, at: Position) {
+        let (value, message, hint) = match fault {
+            Fault::Unset(name) => {
+                let name = shown(&name);
+                let hint = "set it before the start";
+                (
+                    Some(format!("${{{name}}}")),
+                    format!("environment variable `{name}` is not set"),
+                    format!("{hint} (`export {name}=…`) or give a default: `${{{name}:-default}}`"),
+                )
             }
-            Fault::BadName(name) => (
-                format!("`{}` is not the name of an environment variable", shown(&name)),
+            Fault::Unclosed => (
+                None,
+                "`${` has no closing `}`".to_owned(),
+                "for the characters themselves write `$${`".to_owned(),
+            ),
+            Fault::BadName => (
+                None,
+                "`${…}` does not hold the name of an environment variable".to_owned(),
                 "write `${NAME}` or `${NAME:-default}`; for the characters themselves write `$${`".to_owned(),
             ),
-            Fault::TooLong => ("the value from the environment is too long".to_owned(), String::new()),
+            Fault::TooLong => (None, "the value from the environment is too long".to_owned(), String::new()),
         };
-        let problem = Problem::new(self.file, at, self.path(), message).value(shown(text));
+        let mut problem = Problem::new(self.file, at, self.path(), message);
+        problem.value = value;
         self.problems.push(problem.hint(Some(hint).filter(|hint| !hint.is_empty())));
     }
 

@@ -9,13 +9,21 @@ use http::header::{
 /// Meant for the next hop only, or set anew by us.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(*name, CONNECTION | TE | TRAILER | TRANSFER_ENCODING | UPGRADE | CONTENT_LENGTH)
-        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+        || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
 }
 
 /// The client's business with us, not with a model server.
 fn stays_here(name: &HeaderName) -> bool {
     matches!(*name, HOST | EXPECT | ACCEPT_ENCODING | AUTHORIZATION | COOKIE | PROXY_AUTHORIZATION)
         || matches!(name.as_str(), "x-api-key" | "api-key" | "x-request-id")
+}
+
+/// Servers that hand headers on as variables take `_` for `-`.
+fn ends_here(name: &HeaderName) -> bool {
+    if !name.as_str().contains('_') {
+        return is_hop_by_hop(name) || stays_here(name);
+    }
+    HeaderName::try_from(name.as_str().replace('_', "-")).is_ok_and(|dashed| ends_here(&dashed))
 }
 
 /// Headers that `connection` names are hop-by-hop as well.
@@ -43,7 +51,7 @@ pub(crate) fn to_upstream(
     let named = named_by_connection(client);
     headers.insert(HOST, host.clone());
     for (name, value) in client {
-        if !is_hop_by_hop(name) && !stays_here(name) && !named(name) {
+        if !ends_here(name) && !named(name) {
             headers.append(name.clone(), value.clone());
         }
     }
@@ -88,6 +96,11 @@ mod tests {
             ("openai-organization", "org"),
             ("x-multi", "1"),
             ("x-multi", "2"),
+            ("transfer_encoding", "chunked"),
+            ("x_api_key", "client"),
+            ("content_length", "0"),
+            ("http2-settings", "AAMAAABkAAQAAP__"),
+            ("x_own", "1"),
         ] {
             client.append(name, HeaderValue::from_static(value));
         }
@@ -105,6 +118,7 @@ mod tests {
                 "x-multi: 1",
                 "x-multi: 2",
                 "x-request-id: id",
+                "x_own: 1",
             ]
         );
         let key = HeaderValue::from_static("Bearer engine");

@@ -49,6 +49,10 @@ use backstop_core::table::TableSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use upstream::fuzzing;
+
 use events::Events;
 use local::LastDeepCheck;
 use machine::Machine;

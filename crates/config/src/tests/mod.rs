@@ -399,7 +399,9 @@ fn syntax() {
             (at, hint)
         );
     }
-    check("listen: [1", "2:1", None);
+    check("listen: [1", "1:11", None);
+    check("listen: [1\n\n", "3:1", None);
+    check("a: 1\r\nlisten: [1", "2:11", None);
     check("listen: *nope", "1:9", None);
     check("store: memory:\n", "1:14", Some("a value that ends with a colon needs quotes: `\"memory:\"`"));
     check("a:\n\tb: c\n", "2:2", Some("indent with spaces, not tabs"));
@@ -459,7 +461,7 @@ fn values() {
     );
     check_service(
         "timeouts: { total: !!int x }",
-        &["3:24 services[0].timeouts.total: `x` does not fit its tag"],
+        &["3:24 services[0].timeouts.total: the value does not fit its tag `!!int`"],
     );
     check_service("timeouts: { total: !x 5s }", &["3:24 services[0].timeouts.total: tag `!x` is not known"]);
     check(&MINIMAL.replace("127.0.0.1:8080", "8080"), &["1:9 listen: `8080` is not a text"]);
@@ -738,6 +740,21 @@ fn secrets_stay_hidden() {
     }
     assert!(refused > 20);
     assert!(!format!("{:?}", read(FULL).unwrap()).contains(SECRET));
+    // The same for a key, or part of one, in the file itself.
+    for key in [
+        "\"s3cr3t${\"",
+        "\"s3cr3t${NOPE}\"",
+        "\"${s3cr3t 1}\"",
+        "!!int s3cr3t",
+        "[s3cr3t]",
+        "\"s3cr3t ä\"",
+        "\"s3cr3t ${PORT}\"",
+        "\"${EMPTY:-s3cr3t ä}\"",
+    ] {
+        let problems = read(&FULL.replace("\"${UPSTREAM_KEY}\"", key)).expect_err(key);
+        let json = serde_json::to_string(&problems).unwrap();
+        assert!(!json.contains("s3cr3t") && problems.iter().all(|it| it.path.ends_with("api_key")), "{json}");
+    }
 }
 
 #[test]

@@ -7,6 +7,8 @@
 
 mod dial;
 mod exchange;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod pool;
 mod wire;
 
