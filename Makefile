@@ -14,7 +14,7 @@ PIP_STAMP := $(VENV)/.installed
 NODE_STAMP := tests/node_modules/.installed
 LLAMA := $(VENV)/bin/python tests/engines/llama_server.py
 
-.PHONY: help demo demo-llama test test-rust test-python test-node check bench soak clean FORCE
+.PHONY: help demo demo-llama test test-rust test-python test-node check fuzz bench soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,6 +53,9 @@ check: ## formatting, lints, docs, dependency rules, licences
 	else echo "cargo-deny is not installed: licences and advisories were not checked"; \
 	     echo "hint: cargo install cargo-deny --locked"; fi
 
+fuzz: ## look for input that breaks a parser, FUZZ_SECONDS (600) for each target
+	scripts/fuzz $(ARGS)
+
 bench: ## compare with other proxies; writes docs/benchmarks.md unless ARGS is set
 	cargo build --release -p backstop -p backstop-bench
 	@PYTHON="$(PYTHON)" scripts/install_peers "$(PEERS)"
@@ -74,7 +77,7 @@ soak: ## load while replicas are killed, stopped and reconfigured at random; wri
 
 clean: ## remove everything that was built or installed
 	cargo clean
-	rm -rf $(VENV) $(PEERS) .tools tests/node_modules bench/results soak/results
+	rm -rf fuzz/target fuzz/artifacts $(VENV) $(PEERS) .tools tests/node_modules bench/results soak/results
 
 # The stamps hold a digest of what was asked for, so a changed list is installed again and nothing else is.
 $(PIP_STAMP): FORCE

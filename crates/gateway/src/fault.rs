@@ -7,7 +7,7 @@ use backstop_openai::answer::AnswerFault;
 use backstop_openai::error::ErrorBody;
 use backstop_openai::stream::EventFault;
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderValue, StatusCode};
 
 use crate::upstream::{ConnectError, SendError, WireError};
 
@@ -17,7 +17,9 @@ pub(crate) enum Refusal {
     #[error("there is nothing at `{0}`; the API is below `/v1/`")]
     UnknownPath(String),
     #[error("`{path}` does not take {given}, only {allowed}")]
-    Method { path: String, given: Method, allowed: &'static str },
+    Method { path: String, given: String, allowed: &'static str },
+    #[error("the request is not valid HTTP: {0}")]
+    Ambiguous(&'static str),
     #[error("the content type must be `application/json`, not `{0}`")]
     ContentType(String),
     #[error("the request body must not be compressed (`content-encoding: {0}`)")]
@@ -58,7 +60,9 @@ impl Refusal {
             Self::ContentType(_) | Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::Body(_) | Self::Peek(_) | Self::NoService(_) => StatusCode::BAD_REQUEST,
+            Self::Ambiguous(_) | Self::Body(_) | Self::Peek(_) | Self::NoService(_) => {
+                StatusCode::BAD_REQUEST
+            }
         }
     }
 
@@ -66,6 +70,7 @@ impl Refusal {
         match self {
             Self::UnknownPath(_) => "unknown_path",
             Self::Method { .. } => "method_not_allowed",
+            Self::Ambiguous(_) => "invalid_http",
             Self::ContentType(_) => "unsupported_content_type",
             Self::ContentEncoding(_) => "unsupported_content_encoding",
             Self::TooLarge(_) => "request_too_large",

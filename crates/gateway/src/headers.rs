@@ -1,10 +1,51 @@
-//! Which headers pass, in either direction.
+//! Which headers pass, in either direction, and which heads can't be taken in two ways.
 
 use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName,
     HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
     UPGRADE,
 };
+use http::request::Parts;
+use http::uri::Authority;
+use http::{Method, Version};
+
+use crate::fault::Refusal;
+
+/// Refuses what hyper lets pass although another server on the way could take it for another request.
+pub(crate) fn check(head: &Parts) -> Result<(), Refusal> {
+    let refuse = |why| Err(Refusal::Ambiguous(why));
+    // Any other coding would have to be undone, and two could be undone in two ways.
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    if codings.next().is_some_and(|only| !only.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        || codings.next().is_some()
+    {
+        return refuse("the only transfer coding is `chunked`, given once");
+    }
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let valid = match (hosts.next(), hosts.next()) {
+        (None, _) => head.version < Version::HTTP_11,
+        (Some(host), None) => is_host(host.as_bytes()),
+        (Some(_), Some(_)) => false,
+    };
+    if !valid {
+        return refuse("there must be one `host`, and a valid one");
+    }
+    // Some servers do not read such a body, and take it for the next request.
+    let has_body = head.headers.contains_key(TRANSFER_ENCODING)
+        || head
+            .headers
+            .get(CONTENT_LENGTH)
+            .is_some_and(|length| length.as_bytes().iter().any(|b| *b != b'0'));
+    if has_body && matches!(head.method, Method::GET | Method::HEAD) {
+        return refuse("GET and HEAD have no body");
+    }
+    Ok(())
+}
+
+/// A host and perhaps a port, or nothing at all.
+fn is_host(value: &[u8]) -> bool {
+    value.is_empty() || (!value.contains(&b'@') && Authority::try_from(value).is_ok())
+}
 
 /// Meant for the next hop only, or set anew by us.
 fn is_hop_by_hop(name: &HeaderName) -> bool {

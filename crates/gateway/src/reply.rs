@@ -81,7 +81,7 @@ pub(crate) fn refused(refusal: &Refusal) -> Response<ReplyBody> {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
         // What is left of the body must not be taken for the next request.
-        Refusal::TooLarge(_) | Refusal::BodyTimeout | Refusal::Body(_) => {
+        Refusal::Ambiguous(_) | Refusal::TooLarge(_) | Refusal::BodyTimeout | Refusal::Body(_) => {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         _ => {}

@@ -27,7 +27,7 @@ use crate::record::Record;
 use crate::relay::Total;
 use crate::reply::{self, ReplyBody};
 use crate::table::{Service, Table};
-use crate::{Shared, answer, local};
+use crate::{Shared, answer, headers, local};
 use backstop_core::table::{ResumeSpec, RetrySpec, Timeouts};
 
 /// Names the service where the body can't.
@@ -192,19 +192,26 @@ fn find_service<'t, 'b>(
     Ok((allowed(service)?, asked))
 }
 
+/// The methods of an API that takes a JSON body, and of all others. Of those that are left out some make an upstream
+/// show its own credentials (TRACE) or turn a connection into a tunnel (CONNECT).
+const JSON_METHODS: (&[Method], &str) = (&[Method::POST], "POST");
+const OTHER_METHODS: (&[Method], &str) = (
+    &[Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS],
+    "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+);
+
 /// What can be refused before the body has been read.
 fn check_head(head: &Parts) -> Result<Api, Refusal> {
+    headers::check(head)?;
     let path = head.uri.path();
     let api = Api::from_path(path).filter(|_| !climbs(path));
     let api = api.ok_or_else(|| Refusal::UnknownPath(path.chars().take(200).collect()))?;
+    let (methods, allowed) = if api.is_json_post() { JSON_METHODS } else { OTHER_METHODS };
+    if !methods.contains(&head.method) {
+        let given = head.method.as_str().chars().take(20).collect();
+        return Err(Refusal::Method { path: path.chars().take(200).collect(), given, allowed });
+    }
     if api.is_json_post() {
-        if head.method != Method::POST {
-            return Err(Refusal::Method {
-                path: path.to_owned(),
-                given: head.method.clone(),
-                allowed: "POST",
-            });
-        }
         if let Some(other) = content_type(&head.headers).filter(|given| !is_json_type(given)) {
             return Err(Refusal::ContentType(other.chars().take(100).collect()));
         }

@@ -50,7 +50,7 @@ fn check(text: &str, secrets: &[&str]) {
                         .all(|rule| service.versions.iter().any(|it| it.name == rule.version))
                 );
             }
-            assert_eq!(parse(text, "backstop.yaml", &env).as_ref(), Ok(&config));
+            assert!(!format!("{config:?} {table:?}").contains(LITERAL), "a key is shown");
         }
         Err(problems) => {
             assert!(problems.len() > 0);

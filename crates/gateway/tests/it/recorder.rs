@@ -1,0 +1,200 @@
+//! A model server that believes nothing: it keeps what it gets, to the byte, and answers with what it was asked, so
+//! that an answer in the wrong hands shows. On request it answers something else.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use backstop_core::health::State;
+use backstop_core::table::{EndpointSpec, Engine};
+use bytes::BytesMut;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::world::{World, service};
+
+/// A request as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// With its line ends, without the blank line.
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Seen {
+    pub(crate) fn header(&self, name: &str) -> Vec<&str> {
+        let lines = self.head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
+        lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect()
+    }
+}
+
+/// What it answers instead of an echo.
+#[derive(Debug, Clone)]
+pub(crate) struct Odd {
+    pub(crate) answer: Vec<u8>,
+    /// Written once the next request has been announced by [`Recorder::release`].
+    pub(crate) later: Vec<u8>,
+    pub(crate) close: bool,
+}
+
+#[derive(Default)]
+struct Inner {
+    seen: Vec<Seen>,
+    odd: VecDeque<Odd>,
+    /// Connections that brought something that is not a request.
+    nonsense: Vec<String>,
+    connections: usize,
+}
+
+pub(crate) struct Recorder {
+    pub(crate) addr: SocketAddr,
+    inner: Arc<Mutex<Inner>>,
+}
+
+impl Recorder {
+    /// The server, alone behind a gateway.
+    pub(crate) async fn start() -> (Self, World) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let inner = Arc::new(Mutex::new(Inner::default()));
+        tokio::spawn({
+            let inner = Arc::clone(&inner);
+            async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(serve(stream, Arc::clone(&inner)));
+                }
+            }
+        });
+        let mut service = service(&[]);
+        let (target, api_key) = (addr.into(), Some("engine-key".to_owned()));
+        let endpoint =
+            EndpointSpec { target, engine: Engine::OpenAi, model: None, weight: 1.0, priority: 0, api_key };
+        service.versions[0].endpoints.push(endpoint);
+        let world = World::serve(Vec::new(), vec![service]).await;
+        world.until_all(State::Healthy).await;
+        (Self { addr, inner }, world)
+    }
+
+    /// Takes the requests since the last time, those of checks left out. Panics if any of them was not one request
+    /// beyond doubt.
+    #[track_caller]
+    pub(crate) fn take(&self) -> Vec<Seen> {
+        let mut inner = self.inner.lock().unwrap();
+        assert!(inner.nonsense.is_empty(), "{:?}", inner.nonsense);
+        std::mem::take(&mut inner.seen)
+    }
+
+    /// Answers the next request like this.
+    pub(crate) fn answer_next(&self, odd: Odd) {
+        self.inner.lock().unwrap().odd.push_back(odd);
+    }
+
+    /// Odd answers that nobody has asked for yet.
+    pub(crate) fn odd_left(&self) -> usize {
+        self.inner.lock().unwrap().odd.len()
+    }
+
+    /// Connections so far, those of checks included.
+    pub(crate) fn connections(&self) -> usize {
+        self.inner.lock().unwrap().connections
+    }
+}
+
+/// A chat about `text`.
+pub(crate) fn about(text: &str) -> Vec<u8> {
+    json!({"model": "chat", "messages": [{"role": "user", "content": text}]}).to_string().into_bytes()
+}
+
+async fn serve(mut stream: TcpStream, inner: Arc<Mutex<Inner>>) {
+    inner.lock().unwrap().connections += 1;
+    let mut buffer = BytesMut::new();
+    while let Some(seen) = request(&mut stream, &mut buffer, &inner).await {
+        let is_check = seen.header("user-agent").iter().any(|agent| agent.starts_with("backstop-probe"));
+        let odd = {
+            let mut inner = inner.lock().unwrap();
+            if !is_check {
+                inner.seen.push(seen.clone());
+            }
+            if is_check { None } else { inner.odd.pop_front() }
+        };
+        let Some(Odd { answer, later, close }) = odd else {
+            if stream.write_all(&echo(&seen)).await.is_err() {
+                return;
+            }
+            continue;
+        };
+        // The gateway may hang up before it has read everything.
+        if stream.write_all(&answer).await.is_err() || close {
+            return;
+        }
+        if !later.is_empty() {
+            // In a packet of its own.
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            let _ = stream.write_all(&later).await;
+        }
+    }
+}
+
+/// The next request on a connection. What could be taken in two ways is nonsense.
+async fn request(stream: &mut TcpStream, buffer: &mut BytesMut, inner: &Mutex<Inner>) -> Option<Seen> {
+    let end = loop {
+        if let Some(at) = buffer.windows(4).position(|it| it == b"\r\n\r\n") {
+            break at;
+        }
+        if !matches!(stream.read_buf(buffer).await, Ok(1..)) {
+            if !buffer.is_empty() {
+                inner.lock().unwrap().nonsense.push(format!("half a head: {buffer:?}"));
+            }
+            return None;
+        }
+    };
+    let head = String::from_utf8_lossy(&buffer.split_to(end + 4)[..end]).into_owned();
+    let mut seen = Seen { head, body: Vec::new() };
+    let lengths = seen.header("content-length");
+    let length = match lengths[..] {
+        [] => 0,
+        [length] => length.parse().unwrap_or(usize::MAX),
+        _ => usize::MAX,
+    };
+    let lines = seen.head.split("\r\n").collect::<Vec<_>>();
+    let is_odd = |line: &&str| line.contains(['\r', '\n', '\0']) || line.starts_with([' ', '\t']);
+    let sound = lines.iter().all(|line| !is_odd(line))
+        && lines[0].split(' ').count() == 3
+        && lines[0].ends_with(" HTTP/1.1")
+        && lines[1..]
+            .iter()
+            .all(|line| line.split_once(':').is_some_and(|(name, _)| !name.ends_with([' ', '\t'])))
+        && seen.header("host").len() == 1
+        && seen.header("transfer-encoding").is_empty()
+        && length < usize::MAX;
+    if !sound {
+        inner.lock().unwrap().nonsense.push(seen.head);
+        return None;
+    }
+    while buffer.len() < length {
+        if !matches!(stream.read_buf(buffer).await, Ok(1..)) {
+            return None;
+        }
+    }
+    seen.body = buffer.split_to(length).to_vec();
+    Some(seen)
+}
+
+/// A chat's answer that repeats its first message, or a list of models.
+fn echo(seen: &Seen) -> Vec<u8> {
+    let asked: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
+    let message = json!({"role": "assistant", "content": asked["messages"][0]["content"]});
+    let body = json!({
+        "data": [{"id": "chat"}],
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+    });
+    answer(&body.to_string())
+}
+
+/// A whole answer, on a connection that stays open.
+pub(crate) fn answer(body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
+        .into_bytes()
+}
