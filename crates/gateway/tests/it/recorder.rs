@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use backstop_core::health::State;
-use backstop_core::table::{EndpointSpec, Engine};
+use backstop_core::table::{EndpointSpec, Engine, ServiceSpec};
 use bytes::BytesMut;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::world::{World, service};
+use crate::client::until;
+use crate::world::{World, ms, service};
 
 /// A request as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,10 +31,10 @@ impl Seen {
 }
 
 /// What it answers instead of an echo.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Odd {
     pub(crate) answer: Vec<u8>,
-    /// Written once the next request has been announced by [`Recorder::release`].
+    /// Sent after the answer, in a packet of its own.
     pub(crate) later: Vec<u8>,
     pub(crate) close: bool,
 }
@@ -42,9 +43,10 @@ pub(crate) struct Odd {
 struct Inner {
     seen: Vec<Seen>,
     odd: VecDeque<Odd>,
+    /// Odd answers that are on their way.
+    sending: usize,
     /// Connections that brought something that is not a request.
     nonsense: Vec<String>,
-    connections: usize,
 }
 
 pub(crate) struct Recorder {
@@ -54,7 +56,7 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     /// The server, alone behind a gateway.
-    pub(crate) async fn start() -> (Self, World) {
+    pub(crate) async fn start(change: impl FnOnce(&mut ServiceSpec)) -> (Self, World) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let inner = Arc::new(Mutex::new(Inner::default()));
@@ -71,6 +73,7 @@ impl Recorder {
         let endpoint =
             EndpointSpec { target, engine: Engine::OpenAi, model: None, weight: 1.0, priority: 0, api_key };
         service.versions[0].endpoints.push(endpoint);
+        change(&mut service);
         let world = World::serve(Vec::new(), vec![service]).await;
         world.until_all(State::Healthy).await;
         (Self { addr, inner }, world)
@@ -90,14 +93,13 @@ impl Recorder {
         self.inner.lock().unwrap().odd.push_back(odd);
     }
 
-    /// Odd answers that nobody has asked for yet.
-    pub(crate) fn odd_left(&self) -> usize {
-        self.inner.lock().unwrap().odd.len()
-    }
-
-    /// Connections so far, those of checks included.
-    pub(crate) fn connections(&self) -> usize {
-        self.inner.lock().unwrap().connections
+    /// Waits until all odd answers have been sent as far as the gateway takes them.
+    pub(crate) async fn all_sent(&self) {
+        until("odd answers", || {
+            let inner = self.inner.lock().unwrap();
+            inner.odd.is_empty() && inner.sending == 0
+        })
+        .await;
     }
 }
 
@@ -107,33 +109,43 @@ pub(crate) fn about(text: &str) -> Vec<u8> {
 }
 
 async fn serve(mut stream: TcpStream, inner: Arc<Mutex<Inner>>) {
-    inner.lock().unwrap().connections += 1;
+    // What is sent later must not wait for what was sent before to be acknowledged.
+    stream.set_nodelay(true).unwrap();
     let mut buffer = BytesMut::new();
     while let Some(seen) = request(&mut stream, &mut buffer, &inner).await {
         let is_check = seen.header("user-agent").iter().any(|agent| agent.starts_with("backstop-probe"));
         let odd = {
             let mut inner = inner.lock().unwrap();
+            let odd = if is_check { None } else { inner.odd.pop_front() };
+            inner.sending += usize::from(odd.is_some());
             if !is_check {
                 inner.seen.push(seen.clone());
             }
-            if is_check { None } else { inner.odd.pop_front() }
+            odd
         };
-        let Some(Odd { answer, later, close }) = odd else {
-            if stream.write_all(&echo(&seen)).await.is_err() {
-                return;
+        let go_on = match odd {
+            None => stream.write_all(&echo(&seen)).await.is_ok(),
+            Some(odd) => {
+                let go_on = send(&mut stream, odd).await;
+                inner.lock().unwrap().sending -= 1;
+                go_on
             }
-            continue;
         };
-        // The gateway may hang up before it has read everything.
-        if stream.write_all(&answer).await.is_err() || close {
+        if !go_on {
             return;
         }
-        if !later.is_empty() {
-            // In a packet of its own.
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            let _ = stream.write_all(&later).await;
-        }
     }
+}
+
+/// Whether the connection goes on. The gateway may hang up before it has read everything.
+async fn send(stream: &mut TcpStream, Odd { answer, later, close }: Odd) -> bool {
+    let mut sent = stream.write_all(&answer).await;
+    if !later.is_empty() {
+        // So that the answer is there, and read, before it comes.
+        tokio::time::sleep(ms(20)).await;
+        sent = sent.and(stream.write_all(&later).await);
+    }
+    sent.is_ok() && !close
 }
 
 /// The next request on a connection. What could be taken in two ways is nonsense.

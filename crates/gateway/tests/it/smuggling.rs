@@ -27,7 +27,7 @@ struct Attack {
 
 impl Attack {
     async fn start() -> Self {
-        let (recorder, world) = Recorder::start().await;
+        let (recorder, world) = Recorder::start(|_| {}).await;
         Self { recorder, world }
     }
 
