@@ -12,6 +12,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "backstop-controller": {"backstop-core", "backstop-config"},
     "backstop-gateway": {"backstop-core", "backstop-openai"},
     "backstop-engine-sim": {"backstop-openai"},
+    "backstop-properties": {"backstop-config", "backstop-gateway", "backstop-openai"},
     "backstop": None,
     "backstop-bench": set(),
     "backstop-soak": {"backstop-engine-sim"},

@@ -237,7 +237,7 @@ fn read_endpoint(definition: &Value) -> Result<types::Endpoint, Problems> {
     }
     match value.map(serde_json::from_value) {
         Some(Ok(endpoint)) if problems.is_empty() => Ok(endpoint),
-        _ => Err(Problems::new(problems)),
+        _ => Err(Problems::new(problems, &text)),
     }
 }
 

@@ -1,4 +1,4 @@
-use backstop_config::{Problem, Problems, compile, parse};
+use backstop_config::{Intent, Problem, Problems, compile, parse};
 use serde_json::Value;
 
 /// In the environment, as text and as number. What is shown of them anywhere is too much.
@@ -14,14 +14,22 @@ pub fn config(text: &[u8]) {
     check(&with_key(text), &[SECRET, NUMBER, LITERAL]);
 }
 
-/// A sound file whose endpoint has the key `before` and [`LITERAL`].
+/// A file that is sound but for `before`, which stands before [`LITERAL`] in one of the places for secrets.
 fn with_key(before: &str) -> String {
+    const PLACES: [&str; 3] = ["API_KEY", "TOKEN", "HASH"];
     // What JSON writes is a quoted text of YAML too.
-    let key = Value::from(format!("{before}{LITERAL}"));
-    format!(
-        "listen: 127.0.0.1:1\nservices:\n  - name: chat\n    versions:\n      - name: v1\n        endpoints:\n          \
-         - url: http://127.0.0.1:8000\n            api_key: {key}\n"
-    )
+    let key = Value::from(format!("{before}{LITERAL}")).to_string();
+    let file = "\
+listen: 127.0.0.1:1
+admin: { tokens: [{ name: ops, token: TOKEN, role: operator }] }
+keys: [{ name: a, hash: HASH }]
+services:
+  - name: chat
+    versions: [{ name: v1, endpoints: [{ url: \"http://127.0.0.1:8000\", api_key: API_KEY }] }]
+";
+    let file = file.replace(PLACES[before.len() % PLACES.len()], &key);
+    let hash = format!("\"sha256:{}\"", "0".repeat(64));
+    file.replace("API_KEY", "x").replace("TOKEN", "a-token-that-is-long-enough").replace("HASH", &hash)
 }
 
 fn env(name: &str) -> Option<String> {
@@ -38,7 +46,10 @@ fn env(name: &str) -> Option<String> {
 fn check(text: &str, secrets: &[&str]) {
     match parse(text, "backstop.yaml", &env) {
         Ok(config) => {
-            let table = compile(&config, 1);
+            let intent = Intent::default();
+            let table = compile(&config, &intent, 1);
+            let shown = format!("{config:?} {table:?} {}", config.effective(&intent));
+            assert!(!shown.contains(LITERAL), "a key is shown");
             assert!(!table.services.is_empty());
             for service in &table.services {
                 assert!(service.versions.iter().any(|version| version.name == service.stable));
@@ -50,7 +61,6 @@ fn check(text: &str, secrets: &[&str]) {
                         .all(|rule| service.versions.iter().any(|it| it.name == rule.version))
                 );
             }
-            assert!(!format!("{config:?} {table:?}").contains(LITERAL), "a key is shown");
         }
         Err(problems) => {
             assert!(problems.len() > 0);

@@ -22,8 +22,11 @@ pub use sse::sse;
 pub use stream::stream;
 pub use wire::wire;
 
+/// Panics if it does not hold of the bytes.
+pub type Property = fn(&[u8]);
+
 /// All properties by the names of their fuzz targets.
-pub const ALL: [(&str, fn(&[u8])); 6] = [
+pub const ALL: [(&str, Property); 6] = [
     ("config", config),
     ("forward", forward),
     ("peek", peek),

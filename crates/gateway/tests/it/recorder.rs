@@ -69,9 +69,8 @@ impl Recorder {
             }
         });
         let mut service = service(&[]);
-        let (target, api_key) = (addr.into(), Some("engine-key".to_owned()));
-        let endpoint =
-            EndpointSpec { target, engine: Engine::OpenAi, model: None, weight: 1.0, priority: 0, api_key };
+        let api_key = Some("engine-key".to_owned());
+        let endpoint = EndpointSpec { api_key, ..EndpointSpec::new(addr.into(), Engine::OpenAi) };
         service.versions[0].endpoints.push(endpoint);
         change(&mut service);
         let world = World::serve(Vec::new(), vec![service]).await;
