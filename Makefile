@@ -49,6 +49,7 @@ check: ## formatting, lints, docs, dependency rules, licences
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --quiet
 	$(PYTHON) scripts/check_dependencies.py
 	$(PYTHON) scripts/check_pins.py
+	$(PYTHON) scripts/check_limits.py
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
 	else echo "cargo-deny is not installed: licences and advisories were not checked"; \
 	     echo "hint: cargo install cargo-deny --locked"; fi

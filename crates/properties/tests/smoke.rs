@@ -1,6 +1,8 @@
 //! The properties over the seeds of their fuzz targets and over some thousand edits of these: what `make fuzz` does at
 //! length.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
