@@ -12,7 +12,7 @@ use http::{Method, Version};
 use crate::fault::Refusal;
 
 /// Refuses what hyper lets pass although another server on the way could take it for another request.
-pub(crate) fn check(head: &Parts) -> Result<(), Refusal> {
+pub(crate) fn check(head: &Parts, has_body: bool) -> Result<(), Refusal> {
     let refuse = |why| Err(Refusal::Ambiguous(why));
     // Any other coding would have to be undone, and two could be undone in two ways.
     let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
@@ -23,7 +23,7 @@ pub(crate) fn check(head: &Parts) -> Result<(), Refusal> {
     }
     let mut hosts = head.headers.get_all(HOST).iter();
     let valid = match (hosts.next(), hosts.next()) {
-        (None, _) => head.version < Version::HTTP_11,
+        (None, _) => head.version != Version::HTTP_11,
         (Some(host), None) => is_host(host.as_bytes()),
         (Some(_), Some(_)) => false,
     };
@@ -31,11 +31,6 @@ pub(crate) fn check(head: &Parts) -> Result<(), Refusal> {
         return refuse("there must be one `host`, and a valid one");
     }
     // Some servers do not read such a body, and take it for the next request.
-    let has_body = head.headers.contains_key(TRANSFER_ENCODING)
-        || head
-            .headers
-            .get(CONTENT_LENGTH)
-            .is_some_and(|length| length.as_bytes().iter().any(|b| *b != b'0'));
     if has_body && matches!(head.method, Method::GET | Method::HEAD) {
         return refuse("GET and HEAD have no body");
     }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 
 use crate::body::read_body;
 use crate::cache::Cache;
@@ -114,7 +114,7 @@ async fn understand(
     body: Incoming,
     record: &mut Record,
 ) -> Result<Routed, Refusal> {
-    let api = check_head(&head)?;
+    let api = check_head(&head, !body.is_end_stream())?;
     let client = shared.table.load().identities.client(&head.headers)?.cloned();
     record.asked_by(client.clone());
     let body = read_body(body, &head.headers).await?;
@@ -201,8 +201,8 @@ const OTHER_METHODS: (&[Method], &str) = (
 );
 
 /// What can be refused before the body has been read.
-fn check_head(head: &Parts) -> Result<Api, Refusal> {
-    headers::check(head)?;
+fn check_head(head: &Parts, has_body: bool) -> Result<Api, Refusal> {
+    headers::check(head, has_body)?;
     let path = head.uri.path();
     let api = Api::from_path(path).filter(|_| !climbs(path));
     let api = api.ok_or_else(|| Refusal::UnknownPath(path.chars().take(200).collect()))?;
