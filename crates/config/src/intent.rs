@@ -232,7 +232,7 @@ fn read_endpoint(definition: &Value) -> Result<types::Endpoint, Problems> {
     let mut value = None;
     let text = definition.to_string();
     if let Some(root) = source::read(&text, FILE, &|name| std::env::var(name).ok(), &mut problems) {
-        value = check::check_endpoint(&root, &Schema::new(), FILE, &mut problems);
+        value = check::check_endpoint(&root, Schema::shared(), FILE, &mut problems);
         validate::validate_endpoint(&root, FILE, &mut problems);
     }
     match value.map(serde_json::from_value) {

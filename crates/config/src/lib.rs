@@ -151,7 +151,7 @@ pub fn parse(text: &str, file: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
     let mut problems = Vec::new();
     let mut value = None;
     if let Some(root) = source::read(text, file, env, &mut problems) {
-        value = check::check(&root, &schema::Schema::new(), file, &mut problems);
+        value = check::check(&root, schema::Schema::shared(), file, &mut problems);
         validate::validate(&root, file, &mut problems);
     }
     match value.map(serde_json::from_value::<types::Document>) {

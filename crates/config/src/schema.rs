@@ -1,5 +1,7 @@
 //! The JSON schema of the types, and [`Shape`]: the part of JSON Schema that it uses.
 
+use std::sync::LazyLock;
+
 use serde_json::Value;
 
 use crate::order::ORDER;
@@ -36,6 +38,12 @@ pub(crate) enum Shape<'s> {
 impl Schema {
     pub(crate) fn new() -> Self {
         Self { root: schemars::schema_for!(Document).to_value() }
+    }
+
+    /// One for all readers: to make it takes longer than to check a file against it.
+    pub(crate) fn shared() -> &'static Self {
+        static SHARED: LazyLock<Schema> = LazyLock::new(Schema::new);
+        &SHARED
     }
 
     pub(crate) fn root(&self) -> &Value {

@@ -19,6 +19,8 @@ use backstop_openai::Usage;
 use backstop_openai::resume::Hindrance;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The most of a path or method that a log line shows, in characters: heads may be long, and lines are many.
+const MAX_SHOWN: usize = 1024;
 
 /// Counts of requests by how they ended, since the process began.
 #[derive(Debug, Default)]
@@ -83,7 +85,7 @@ impl Record {
             started: clock::now(),
             request_id: request_id(head),
             method: head.method.clone(),
-            path: head.uri.path().to_owned(),
+            path: head.uri.path().chars().take(MAX_SHOWN).collect(),
             stream: false,
             client: None,
             service: None,
@@ -236,7 +238,7 @@ impl Drop for Record {
                 $level!(
                     target: "backstop::access",
                     request_id = self.request_id.to_str().unwrap_or_default(),
-                    method = self.method.as_str(),
+                    method = self.method.as_str().get(..MAX_SHOWN).unwrap_or(self.method.as_str()),
                     path = self.path,
                     key = self.client.as_ref().map(|client| &*client.name),
                     tenant = self.client.as_ref().map(|client| &*client.tenant),

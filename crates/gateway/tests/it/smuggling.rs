@@ -383,10 +383,18 @@ async fn methods() {
         assert!(reply.body.len() < 1000, "the answer does not repeat all of it");
         assert!(attack.recorder.take().is_empty(), "{method}");
     }
-    for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+    // In the path too, what is escaped stays so.
+    for (method, path) in [
+        ("GET", "/v1/files/%0d%0aX-Evil:%201%0d%0a%0d%0aGET%20/v1/x%20HTTP/1.1"),
+        ("POST", "/v1/files"),
+        ("PUT", "/v1/files/%00"),
+        ("PATCH", "/v1/files"),
+        ("DELETE", "/v1/files/a%20b"),
+        ("OPTIONS", "/v1/files"),
+    ] {
         let mut conn = Conn::open(attack.world.addr).await;
-        conn.write(other(method, "").as_bytes()).await;
+        conn.write(other(method, "").replace("/v1/files", path).as_bytes()).await;
         assert_eq!(conn.reply().await.status, 200, "{method}");
-        assert!(attack.recorder.take()[0].head.starts_with(&format!("{method} /v1/files HTTP/1.1\r\n")));
+        assert!(attack.recorder.take()[0].head.starts_with(&format!("{method} {path} HTTP/1.1\r\n")));
     }
 }
