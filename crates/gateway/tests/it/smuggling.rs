@@ -209,6 +209,8 @@ async fn chunk_framing() {
         attack.check(good, chunks(te, good).as_bytes(), BOTH).await;
     }
     let huge = format!("{{size}};{}\r\n{{body}}\r\n0\r\n\r\n", "x".repeat(20_000));
+    let many = format!("{}{{size}}\r\n{{body}}\r\n0\r\n\r\n", "1;x=y\r\n \r\n".repeat(6000));
+    let trailer = format!("{{size}}\r\n{{body}}\r\n0\r\nx: {}\r\n\r\n", "y".repeat(70_000));
     for bad in [
         "+{size}\r\n{body}\r\n0\r\n\r\n",
         "-{size}\r\n{body}\r\n0\r\n\r\n",
@@ -225,6 +227,8 @@ async fn chunk_framing() {
         "{size};a\rb\r\n{body}\r\n0\r\n\r\n",
         "{size}\r\n{body}\r\n0\r\nno colon\r\n\r\n",
         &huge,
+        &many,
+        &trailer,
     ] {
         attack.check(bad, chunks(te, bad).as_bytes(), Refused(400)).await;
     }
