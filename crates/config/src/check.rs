@@ -187,10 +187,16 @@ impl Checker<'_> {
                 self.problems.push(problem.hint(Some(hint)));
                 None
             }
-            (Shape::Integer, _, Kind::Integer(number)) => {
+            (Shape::IntegerOr(word), Some(text), _) if text == *word => Some(text.into()),
+            (Shape::IntegerOr(word), _, kind) if !matches!(kind, Kind::Integer(_)) => {
+                self.report(node, schema, path, &format!("is neither a whole number nor `{word}`"))
+            }
+            (Shape::Integer | Shape::IntegerOr(_), _, Kind::Integer(number)) => {
                 self.in_range(node, number as f64, schema, path).then(|| number.into())
             }
-            (Shape::Integer, ..) => self.report(node, schema, path, "is not a whole number"),
+            (Shape::Integer | Shape::IntegerOr(_), ..) => {
+                self.report(node, schema, path, "is not a whole number")
+            }
             (Shape::Number, _, Kind::Integer(number)) => {
                 self.in_range(node, number as f64, schema, path).then(|| number.into())
             }

@@ -1,13 +1,15 @@
 //! Turns a valid configuration into the table that the planes share.
 
 use backstop_core::table::{
-    Across, Addresses, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec, DependencyEffect, DependencySpec,
-    DnsSpec, EndpointSpec, Engine, FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, KeySpec,
-    OutlierSpec, Protocol, ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role,
-    RuleSpec, ServiceSpec, TableSpec, Timeouts, TlsSpec, TokenSpec, VersionSpec, When,
+    Across, Addresses, AdmissionLimit, AdmissionSpec, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec,
+    DependencyEffect, DependencySpec, DnsSpec, EndpointSpec, Engine, FallbackSpec, FallbackStep, HealthSpec,
+    InferenceSpec, KeySpec, OutlierSpec, Protocol, RateSpec, ReadinessSpec, RegionMode, RegionSpec,
+    ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec, ServiceSpec, TableSpec, Timeouts, TlsSpec, TokenSpec,
+    VersionSpec, When,
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::concurrency::Concurrency;
 use crate::types;
 use crate::units::{Name, Percent};
 
@@ -45,6 +47,7 @@ fn key(key: &types::Key) -> KeySpec {
         digest: key.hash.0,
         tenant: key.tenant.as_ref().map(text),
         services: key.services.as_ref().map(|services| services.iter().map(text).collect()),
+        limits: limits(key.limits),
     }
 }
 
@@ -101,6 +104,9 @@ fn service(service: &types::Service) -> ServiceSpec {
             ttl: cache.ttl.0,
             share_across_tenants: cache.share_across_tenants,
         }),
+        admission: service.admission.map(admission),
+        limits: limits(service.limits),
+        limits_per_user: limits(service.limits_per_user),
         breaker: BreakerSpec { failures: service.breaker.failures, open: service.breaker.open.0 },
         outlier: OutlierSpec {
             interval: service.outlier.interval.0,
@@ -214,6 +220,18 @@ fn fallback(fallback: &types::Fallback) -> Option<FallbackSpec> {
     Some(FallbackSpec { step, when })
 }
 
+fn admission(admission: types::Admission) -> AdmissionSpec {
+    let limit = match admission.limit {
+        Concurrency::Adaptive => AdmissionLimit::Adaptive { max: admission.max },
+        Concurrency::Fixed(limit) => AdmissionLimit::Fixed(limit),
+    };
+    AdmissionSpec { limit, queue: admission.queue }
+}
+
+fn limits(limits: types::Limits) -> RateSpec {
+    RateSpec { requests_per_minute: limits.requests_per_minute, tokens_per_minute: limits.tokens_per_minute }
+}
+
 fn timeouts(timeouts: &types::Timeouts) -> Timeouts {
     Timeouts {
         connect: timeouts.connect.0,
@@ -221,6 +239,7 @@ fn timeouts(timeouts: &types::Timeouts) -> Timeouts {
         inter_token: timeouts.inter_token.0,
         response: timeouts.response.0,
         total: timeouts.total.0,
+        queue: timeouts.queue.0,
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod check;
 mod compile;
+mod concurrency;
 mod env;
 mod http;
 mod intent;

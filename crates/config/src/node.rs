@@ -133,6 +133,10 @@ impl Node {
         }
     }
 
+    pub(crate) fn is_whole_number(&self) -> bool {
+        matches!(&self.content, Content::Scalar(scalar) if matches!(scalar.kind(), Kind::Integer(_)))
+    }
+
     pub(crate) fn is_null(&self) -> bool {
         matches!(&self.content, Content::Scalar(Scalar { kind: Kind::Null, .. }))
     }

@@ -109,6 +109,7 @@ fn kind(schema: &Schema, property: &Value) -> String {
             None => "text".to_owned(),
         },
         Some(Shape::Integer) => format!("whole number{}", range(inner)),
+        Some(Shape::IntegerOr(word)) => format!("`{word}` or whole number{}", range(inner)),
         Some(Shape::Number) => format!("number{}", range(inner)),
         Some(Shape::Boolean) => "`true`, `false`".to_owned(),
         None => String::new(),

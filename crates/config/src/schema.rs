@@ -31,6 +31,8 @@ pub(crate) enum Shape<'s> {
         format: Option<&'s str>,
     },
     Integer,
+    /// A whole number, or this word.
+    IntegerOr(&'s str),
     Number,
     Boolean,
 }
@@ -94,7 +96,7 @@ impl Schema {
             "object" => Shape::Map { values: &schema["additionalProperties"] },
             "array" => Shape::List { items: &schema["items"] },
             "string" => Shape::Text { format: schema["format"].as_str() },
-            "integer" => Shape::Integer,
+            "integer" => schema["x-word"].as_str().map_or(Shape::Integer, Shape::IntegerOr),
             "number" => Shape::Number,
             "boolean" => Shape::Boolean,
             _ => return None,
@@ -118,6 +120,7 @@ impl Schema {
                 }
             }
             Some(Shape::Integer) => format!("a whole number{}", range(schema)),
+            Some(Shape::IntegerOr(word)) => format!("`{word}` or a whole number{}", range(schema)),
             Some(Shape::Number) => format!("a number{}", range(schema)),
             Some(Shape::Boolean) => "`true` or `false`".to_owned(),
             None => "another value".to_owned(),

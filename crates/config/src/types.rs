@@ -9,6 +9,7 @@ use backstop_core::table::Duty;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::concurrency::Concurrency;
 use crate::http::{CheckUrl, HeaderName, HeaderText, HttpPath, HttpUrl};
 use crate::order::ordered;
 use crate::units::{ByteSize, DnsServer, KeyHash, Listen, Name, Percent, Secret, Span, Store};
@@ -127,6 +128,25 @@ pub(crate) struct Key {
     #[serde(default)]
     #[schemars(extend("x-default" = "all services"))]
     pub(crate) services: Option<Vec<Name>>,
+    /// How much its requests may ask for.
+    #[serde(default)]
+    pub(crate) limits: Limits,
+}
+
+/// How much may be asked for in a minute. A minute's worth may be used at once; after that, as it comes in: sixty a
+/// minute is one a second. What is beyond gets 429 with `Retry-After`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "limits", transform = ordered::<Self>)]
+pub(crate) struct Limits {
+    /// Requests, however they end.
+    #[schemars(range(min = 1, max = 1_000_000_000), extend("x-default" = "no limit"))]
+    pub(crate) requests_per_minute: Option<u64>,
+    /// Tokens of prompts and answers together. At its entry a request counts with an estimate: a token for four bytes of its
+    /// body (embedded files left out) and as many as it asks for at most, 512 if it does not say. At its end that is
+    /// set right by what the engine reports, which may leave a debt.
+    #[schemars(range(min = 1, max = 1_000_000_000_000_u64), extend("x-default" = "no limit"))]
+    pub(crate) tokens_per_minute: Option<u64>,
 }
 
 /// How host names are resolved. Each is resolved again when its answer has expired; when that fails, the last
@@ -205,6 +225,17 @@ pub(crate) struct Service {
     #[serde(default)]
     #[schemars(extend("x-default" = "no cache"))]
     pub(crate) cache: Option<Cache>,
+    /// How many requests it takes at a time, and who waits. Absent: any number, and nobody waits.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none: any number at a time"))]
+    pub(crate) admission: Option<Admission>,
+    /// How much all its clients together may ask for. What is beyond is an overload: `fallback` comes first.
+    #[serde(default)]
+    pub(crate) limits: Limits,
+    /// How much each end user may ask for: what a request's body names as `user`, of each tenant. Requests that name
+    /// nobody are not counted here. The 50,000 users seen last are remembered.
+    #[serde(default)]
+    pub(crate) limits_per_user: Limits,
     /// Takes an endpoint out after failures in a row.
     #[serde(default)]
     pub(crate) breaker: Breaker,
@@ -473,6 +504,9 @@ pub(crate) struct Timeouts {
     /// From the request received to the last byte, over all attempts.
     #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
     pub(crate) total: Span,
+    /// Waiting for a place among the requests that `admission` lets in.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
+    pub(crate) queue: Span,
 }
 
 /// Another try.
@@ -586,6 +620,25 @@ pub(crate) enum Trouble {
     Failure,
     /// There is more to do than endpoints can take.
     Overload,
+}
+
+/// How many requests a service takes at a time. Others wait: by the header `x-priority` (`high`, `normal` or `low`),
+/// then the tenant with the fewest requests in flight first, then in the order of their coming. Who finds the queue
+/// full or waits longer than `timeouts.queue` gets what `fallback` has for an overload, or 503 with `Retry-After`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "admission", transform = ordered::<Self>)]
+pub(crate) struct Admission {
+    /// How many at a time. `adaptive`: as many as get their first token (plain answers: the whole) about as soon as
+    /// usual, found out while it runs; it begins at 20.
+    pub(crate) limit: Concurrency,
+    /// The most that `adaptive` may come to.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub(crate) max: u32,
+    /// How many may wait. When it is full, a newcomer takes the place of one with a lower priority, or of the tenant
+    /// with the most waiting; 0: nobody waits.
+    #[schemars(range(min = 0, max = 100_000))]
+    pub(crate) queue: u32,
 }
 
 /// Takes an endpoint out after failures in a row.
@@ -715,6 +768,7 @@ impl Default for Timeouts {
             inter_token: Span::secs(5),
             response: Span::secs(120),
             total: Span::secs(300),
+            queue: Span::secs(10),
         }
     }
 }
@@ -743,6 +797,12 @@ impl Default for Resume {
 impl Default for Cache {
     fn default() -> Self {
         Self { max_bytes: ByteSize(256 << 20), ttl: Span::secs(600), share_across_tenants: false }
+    }
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self { limit: Concurrency::Adaptive, max: 256, queue: 512 }
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
         validator.dependencies(service, &path);
         validator.regions(service, &path);
         validator.fallback(service, root, &path);
+        validator.admission(service, &path);
     }
 }
 
@@ -181,6 +182,18 @@ impl Validator<'_> {
             } else if names.len() == services.len() {
                 self.exists("service", named, &names, format!("{path}.service"));
             }
+        }
+    }
+
+    /// A limit that is given needs no maximum.
+    fn admission(&mut self, service: &Node, path: &str) {
+        let Some(admission) = service.get("admission") else { return };
+        let given = |key: &str| admission.get(key).filter(|node| !node.is_null());
+        let (Some(limit), Some(max)) = (given("limit"), given("max")) else { return };
+        if limit.is_whole_number() {
+            let message = format!("`max` has no effect: `limit` is always `{}`", limit.shown());
+            let problem = Problem::new(self.file, max.at, format!("{path}.admission.max"), message);
+            self.problems.push(problem.value(max.shown()).expected("no `max`, or `limit: adaptive`"));
         }
     }
 

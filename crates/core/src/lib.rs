@@ -6,6 +6,7 @@
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's time has to begin somewhere"))]
 
+pub mod admission;
 pub mod balance;
 pub mod breaker;
 pub mod dependency;
@@ -13,5 +14,6 @@ pub mod event;
 pub mod health;
 pub mod outlier;
 pub mod progress;
+pub mod rate;
 pub mod status;
 pub mod table;

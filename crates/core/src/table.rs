@@ -70,6 +70,21 @@ pub struct KeySpec {
     pub tenant: Option<String>,
     /// Names of the services that it may use; `None` = all.
     pub services: Option<Vec<String>>,
+    pub limits: RateSpec,
+}
+
+/// How much may be asked for in a minute; `None` = any amount.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateSpec {
+    pub requests_per_minute: Option<u64>,
+    /// Of prompts and answers together.
+    pub tokens_per_minute: Option<u64>,
+}
+
+impl RateSpec {
+    pub fn is_none(&self) -> bool {
+        self.requests_per_minute.is_none() && self.tokens_per_minute.is_none()
+    }
 }
 
 /// A token of the control API.
@@ -122,6 +137,12 @@ pub struct ServiceSpec {
     pub fallback: Vec<FallbackSpec>,
     /// `None` = answers are not kept.
     pub cache: Option<CacheSpec>,
+    /// How many requests it takes at a time; `None` = any number.
+    pub admission: Option<AdmissionSpec>,
+    /// Of all its clients together.
+    pub limits: RateSpec,
+    /// Of each end user that a tenant's requests name.
+    pub limits_per_user: RateSpec,
     pub breaker: BreakerSpec,
     pub outlier: OutlierSpec,
     pub health: HealthSpec,
@@ -414,6 +435,8 @@ pub struct Timeouts {
     pub response: Duration,
     /// Request received → last byte, over all attempts.
     pub total: Duration,
+    /// Waiting for [`ServiceSpec::admission`].
+    pub queue: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -466,6 +489,23 @@ pub struct When {
     pub failure: bool,
     /// There is more to do than endpoints can take.
     pub overload: bool,
+}
+
+/// How many requests a service takes at a time, and how many may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdmissionSpec {
+    pub limit: AdmissionLimit,
+    /// How many may wait; 0 = none.
+    pub queue: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdmissionLimit {
+    /// So many, ≥ 1.
+    Fixed(u32),
+    /// As many as are answered without delay, from 1 to `max`.
+    Adaptive { max: u32 },
 }
 
 /// Carrying on elsewhere with a stream that ended too soon.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use backstop_core::admission::Latency;
 use backstop_core::breaker::Outcome;
 use backstop_core::table::{Across, FallbackSpec, FallbackStep};
 use backstop_openai::canned;
@@ -11,8 +12,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use crate::attempt::{self, Won};
 use crate::cache::{Keeper, Kept, Key, Look};
 use crate::endpoint::Lease;
+use crate::entry::{self, Stop};
 use crate::failover::{self, Choice, Past};
 use crate::fault::Fault;
+use crate::rate;
 use crate::record::{REQUEST_ID, Record};
 use crate::relay::Relay;
 use crate::reply::{self, ATTEMPTS, ReplyBody, VERSION};
@@ -44,17 +47,57 @@ enum Unanswered {
 
 pub(crate) async fn answer(shared: Arc<Shared>, routed: Routed, mut record: Record) -> Response<ReplyBody> {
     let table = shared.table.load_full();
+    let counted = entry::count(&shared, &table, &routed, &mut record).await;
+    let standing = record.standing();
+    let mut response = match counted {
+        Ok(()) => respond(shared, &table, routed, record).await,
+        Err(Stop::Refused(refusal)) => reply::refusal(&refusal, record),
+        Err(Stop::Fault(fault)) => {
+            let key = routed.cache.as_ref().and_then(|cache| cache.key(&routed));
+            degrade(shared, &table, routed, key, Unanswered::Fault(fault), record).await
+        }
+    };
+    if let Some(standing) = standing {
+        rate::show(&standing, response.headers_mut());
+    }
+    response
+}
+
+/// The answer to a request that is within its limits.
+async fn respond(
+    shared: Arc<Shared>,
+    table: &Table,
+    routed: Routed,
+    mut record: Record,
+) -> Response<ReplyBody> {
     let key = routed.cache.as_ref().and_then(|cache| cache.key(&routed));
-    let keeper = match look(&shared, &table, &routed, key, &record).await {
+    let keeper = match look(&shared, table, &routed, key, &record).await {
         Some(Look::Hit(kept)) => return say_again(&kept, "hit", None, record),
         Some(Look::Miss(keeper)) => Some(keeper),
         Some(Look::Alone) | None => None,
     };
-    let unanswered = match attempts(&shared, &routed, &mut record).await {
-        Ok(answered) => return commit(shared, answered, routed, record, Delivery { degraded: None, keeper }),
-        Err(unanswered) => unanswered,
+    let attempted = match entry::admit(&shared, table, &routed, &mut record).await {
+        Ok(()) => attempts(&shared, &routed, &mut record).await,
+        Err(fault) => Err(Unanswered::Fault(fault)),
     };
-    drop(keeper);
+    match attempted {
+        Ok(answered) => commit(shared, answered, routed, record, Delivery { degraded: None, keeper }),
+        Err(unanswered) => {
+            drop(keeper);
+            degrade(shared, table, routed, key, unanswered, record).await
+        }
+    }
+}
+
+/// What the service falls back to, or the error.
+async fn degrade(
+    shared: Arc<Shared>,
+    table: &Table,
+    routed: Routed,
+    key: Option<Key>,
+    unanswered: Unanswered,
+    mut record: Record,
+) -> Response<ReplyBody> {
     if let Some(service) = table.services.get(&routed.service).filter(|it| !it.fallback.is_empty()) {
         for entry in service.fallback.iter().filter(|entry| unanswered.is_for(entry)) {
             if let Some(fallen) = fall_back(&shared, entry, &routed, key, &mut record).await {
@@ -72,7 +115,7 @@ pub(crate) async fn answer(shared: Arc<Shared>, routed: Routed, mut record: Reco
     match unanswered {
         Unanswered::TooLong(answered) => commit(shared, answered, routed, record, Delivery::default()),
         Unanswered::Fault(fault) => {
-            let version = failover::assigned(&table, &routed).map(|version| version.header.clone());
+            let version = failover::assigned(table, &routed).map(|version| version.header.clone());
             reply::fault(&fault, &version.unwrap_or(HeaderValue::from_static("none")), record)
         }
     }
@@ -123,7 +166,7 @@ impl Unanswered {
         match self {
             Self::TooLong(_) => entry.when.failure && matches!(entry.step, FallbackStep::Service(_)),
             Self::Fault(Fault::Total(_) | Fault::Closing) => false,
-            Self::Fault(fault) if fault.is_back_pressure() => entry.when.overload,
+            Self::Fault(fault) if fault.is_overload() => entry.when.overload,
             Self::Fault(_) => entry.when.failure,
         }
     }
@@ -168,6 +211,9 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
             );
             past.refused(version, &endpoint);
         }
+        if matches!(fault, Fault::FirstToken(_) | Fault::Response(_)) {
+            record.took(if routed.stream { Latency::FirstToken } else { Latency::Whole });
+        }
         if !fault.is_retryable() || made > routed.retry.attempts {
             return Err(Unanswered::Fault(fault));
         }
@@ -191,15 +237,16 @@ async fn fall_back(
     key: Option<Key>,
     record: &mut Record,
 ) -> Option<Fallen> {
-    let (routed, level) = match &entry.step {
+    let table = shared.table.load_full();
+    let (service, routed, level) = match &entry.step {
         FallbackStep::Service(name) => {
-            let table = shared.table.load_full();
             let service: &Arc<Service> = table.services.get(name.as_str())?;
-            (routed.to_service(service), format!("service={name}"))
+            (service, routed.to_service(service), format!("service={name}"))
         }
         FallbackStep::MaxTokens(most) => {
+            let service = table.services.get(&routed.service)?;
             let body = canned::shorter(routed.api, &routed.body, *most)?;
-            (routed.with_body(body), format!("max_tokens={most}"))
+            (service, routed.shorter(body, *most), format!("max_tokens={most}"))
         }
         FallbackStep::Cached => {
             return routed.cache.as_ref()?.any(&key?).map(Fallen::Cached);
@@ -210,11 +257,15 @@ async fn fall_back(
             return Some(Fallen::Static(body));
         }
     };
-    // As any second try. When there is no budget, something that costs none may still help.
-    let permit = routed.load.retry(routed.retry.budget)?;
+    // As any second try, unless there was no first. When there is no budget, something that costs none may still help.
+    let retry = if record.attempts() == 0 { None } else { Some(routed.load.retry(routed.retry.budget)?) };
+    let permit = entry::stand_in(shared, service, &routed, record).await?;
     let answered = attempts(shared, &routed, record).await.ok()?;
-    drop(permit);
+    drop(retry);
     let helps = !matches!(&answered.won, Won::Plain { status, .. } if !status.is_success());
+    if let Some(permit) = permit.filter(|_| helps) {
+        record.admitted(permit);
+    }
     helps.then_some(Fallen::Answered(answered, routed, level))
 }
 
@@ -245,6 +296,9 @@ fn commit(
         Won::Plain { status, headers, body, usage } => {
             if let Some(usage) = usage {
                 record.used(usage);
+            }
+            if status.is_success() {
+                record.whole();
             }
             lease.finish(if status.is_success() { Outcome::Success } else { Outcome::Neutral });
             record.answered(status.as_u16());

@@ -3,13 +3,19 @@
 use std::time::Duration;
 
 use backstop_core::breaker::Outcome;
+use backstop_core::rate::{Exceeded, Reason};
 use backstop_openai::answer::AnswerFault;
 use backstop_openai::error::ErrorBody;
 use backstop_openai::stream::EventFault;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
+use crate::admission::Overload;
 use crate::upstream::{ConnectError, SendError, WireError};
+
+/// `code` and `type` of what is beyond a rate limit.
+const RATE_LIMITED: &str = "rate_limit_exceeded";
+const RATE_LIMIT_ERROR: &str = "rate_limit_error";
 
 /// The client's mistake: answered at once, nothing is sent upstream.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +54,8 @@ pub(crate) enum Refusal {
         "name the service in `model` of a JSON body or in the header `x-backstop-service`; there are: {0}"
     )]
     NoService(String),
+    #[error("{0}")]
+    RateLimited(Box<Exceeded>),
 }
 
 impl Refusal {
@@ -59,6 +67,11 @@ impl Refusal {
             Self::NotAllowed(_) | Self::NotOperator(_) => StatusCode::FORBIDDEN,
             Self::ContentType(_) | Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::RateLimited(exceeded) => match exceeded.reason {
+                Reason::Wait(_) => StatusCode::TOO_MANY_REQUESTS,
+                // Coming back later does not help, which clients would do after a 429.
+                Reason::TooLarge(_) => StatusCode::BAD_REQUEST,
+            },
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Ambiguous(_) | Self::Body(_) | Self::Peek(_) | Self::NoService(_) => {
                 StatusCode::BAD_REQUEST
@@ -84,6 +97,10 @@ impl Refusal {
             Self::NotOperator(_) => "operator_only",
             Self::UnknownModel { .. } => "model_not_found",
             Self::NoService(_) => "service_not_named",
+            Self::RateLimited(exceeded) => match exceeded.reason {
+                Reason::Wait(_) => RATE_LIMITED,
+                Reason::TooLarge(_) => "request_exceeds_rate_limit",
+            },
         }
     }
 
@@ -92,6 +109,7 @@ impl Refusal {
         match self {
             Self::NoKey | Self::WrongKey | Self::WrongToken => "authentication_error",
             Self::NotAllowed(_) | Self::NotOperator(_) => "permission_error",
+            Self::RateLimited(exceeded) if matches!(exceeded.reason, Reason::Wait(_)) => RATE_LIMIT_ERROR,
             _ => "invalid_request_error",
         }
     }
@@ -148,6 +166,11 @@ pub(crate) enum Fault {
     Unhealthy,
     #[error("no healthy endpoint")]
     NoEndpoint,
+    #[error("{0}")]
+    Overloaded(Overload),
+    /// Beyond a limit of the service's own.
+    #[error("{0}")]
+    RateLimited(Box<Exceeded>),
     #[error("the request took longer than {0:?} in total")]
     Total(Duration),
     #[error("the gateway is shutting down")]
@@ -174,10 +197,16 @@ impl Fault {
             // Back-pressure is not a fault.
             Self::Status { status, .. } if matches!(status.as_u16(), 429 | 503) => Outcome::Neutral,
             Self::NoEndpoint | Self::Total(_) | Self::Closing | Self::Credentials(_) => Outcome::Neutral,
+            Self::Overloaded(_) | Self::RateLimited(_) => Outcome::Neutral,
             // An answer beyond our limits is a matter of the request.
             Self::TooLarge(_) | Self::EventTooLong(_) | Self::Redirect(_) => Outcome::Neutral,
             _ => Outcome::Failure,
         }
+    }
+
+    /// There is more to do than the service takes, or than the endpoint does.
+    pub(crate) fn is_overload(&self) -> bool {
+        matches!(self, Self::Overloaded(_) | Self::RateLimited(_)) || self.is_back_pressure()
     }
 
     /// The endpoint is alive but has too much to do.
@@ -204,7 +233,8 @@ impl Fault {
     /// Whether the same request may fare better in another attempt.
     pub(crate) fn is_retryable(&self) -> bool {
         let hopeless = matches!(self, Self::TooLarge(_) | Self::EventTooLong(_));
-        !hopeless && !matches!(self, Self::NoEndpoint | Self::Total(_) | Self::Closing)
+        let ours = matches!(self, Self::Overloaded(_) | Self::RateLimited(_));
+        !hopeless && !ours && !matches!(self, Self::NoEndpoint | Self::Total(_) | Self::Closing)
     }
 
     /// The upstream said nothing: asking the same one again would only double the wait.
@@ -230,7 +260,8 @@ impl Fault {
             Self::FirstToken(_) | Self::Response(_) | Self::Stalled(_) | Self::Total(_) => {
                 StatusCode::GATEWAY_TIMEOUT
             }
-            Self::NoEndpoint | Self::Closing => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoEndpoint | Self::Closing | Self::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
             _ => StatusCode::BAD_GATEWAY,
         }
     }
@@ -252,6 +283,8 @@ impl Fault {
             Self::Answer(_) | Self::UnexpectedStream | Self::NoStream => "upstream_malformed_answer",
             Self::TooLarge(_) => "upstream_answer_too_large",
             Self::NoEndpoint => "no_healthy_endpoint",
+            Self::Overloaded(_) => "overloaded",
+            Self::RateLimited(_) => RATE_LIMITED,
             Self::Total(_) => "total_timeout",
             Self::Closing => "shutting_down",
         }
@@ -261,6 +294,8 @@ impl Fault {
         match self {
             Self::FirstToken(_) | Self::Response(_) | Self::Stalled(_) | Self::Total(_) => "timeout_error",
             Self::NoEndpoint | Self::Closing => "service_unavailable_error",
+            Self::Overloaded(_) => "overloaded_error",
+            Self::RateLimited(_) => RATE_LIMIT_ERROR,
             _ => "upstream_error",
         }
     }

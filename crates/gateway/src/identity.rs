@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use backstop_core::table::{Digest, KeySpec, Role, TableSpec, TokenSpec};
+use backstop_core::table::{Digest, KeySpec, RateSpec, Role, TableSpec, TokenSpec};
 use http::{HeaderMap, header};
 use sha2::{Digest as _, Sha256};
 
@@ -26,6 +26,7 @@ pub(crate) struct Client {
     pub(crate) name: Arc<str>,
     /// Whom its requests count for.
     pub(crate) tenant: Arc<str>,
+    pub(crate) limits: RateSpec,
     /// `None` = all.
     services: Option<Vec<String>>,
 }
@@ -57,6 +58,11 @@ impl Identities {
         self.keys.get(&digest(secret)).map(Some).ok_or(Refusal::WrongKey)
     }
 
+    /// Whether there is a key of this name, with limits.
+    pub(crate) fn has_limited(&self, name: &str) -> bool {
+        self.keys.values().any(|client| *client.name == *name && !client.limits.is_none())
+    }
+
     pub(crate) fn operator(&self, headers: &HeaderMap) -> Operator {
         if self.tokens.is_empty() {
             return Operator::Open;
@@ -71,6 +77,7 @@ impl Client {
         Self {
             name: spec.name.as_str().into(),
             tenant: spec.tenant.as_ref().unwrap_or(&spec.name).as_str().into(),
+            limits: spec.limits,
             services: spec.services.clone(),
         }
     }
@@ -106,7 +113,13 @@ mod tests {
 
     #[test]
     fn a_key_is_found_wherever_clients_put_it() {
-        let spec = KeySpec { name: "a".into(), digest: digest(b"sk-1"), tenant: None, services: None };
+        let spec = KeySpec {
+            name: "a".into(),
+            digest: digest(b"sk-1"),
+            tenant: None,
+            services: None,
+            limits: RateSpec::default(),
+        };
         let known = Identities::new(&TableSpec { keys: vec![spec], ..TableSpec::default() });
         let check = |lines: &[(&'static str, &'static str)], expected: Result<&str, &str>| {
             let headers = lines.iter().map(|(name, value)| {

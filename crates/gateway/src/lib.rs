@@ -3,6 +3,7 @@
 //! It serves from the last [`TableSpec`] it was given, for ever, and asks nobody anything while doing so. Start
 //! reading in `request`, which has the way of a request from top to bottom.
 
+mod admission;
 mod answer;
 mod attempt;
 mod body;
@@ -12,6 +13,7 @@ mod clock;
 mod dependency;
 mod discovery;
 mod endpoint;
+mod entry;
 mod events;
 mod failover;
 mod fault;
@@ -23,6 +25,7 @@ mod machine;
 mod metrics;
 mod outliers;
 mod probe;
+mod rate;
 mod record;
 mod registry;
 mod relay;
@@ -72,6 +75,7 @@ pub(crate) struct Shared {
     pub(crate) table: ArcSwap<Table>,
     pub(crate) totals: Arc<Totals>,
     pub(crate) refused: Arc<ByCode>,
+    pub(crate) rates: Arc<dyn rate::Store>,
     pub(crate) machine: Arc<Machine>,
     pub(crate) deep_check: LastDeepCheck,
     /// Every service has had an endpoint that could serve.
@@ -151,6 +155,7 @@ impl Linker {
         let table = Arc::new(Table::link(spec, &self.registry));
         self.shared.table.store(Arc::clone(&table));
         self.registry.retain(&table, reason);
+        self.shared.rates.retain(&|owner| table.limits(owner));
     }
 
     /// Links the table anew whenever a name has other endpoints.
@@ -176,6 +181,7 @@ impl Gateway {
             table: ArcSwap::from_pointee(Table::empty()),
             totals: Arc::default(),
             refused: Arc::default(),
+            rates: Arc::new(rate::Memory::default()),
             machine: Arc::default(),
             deep_check: LastDeepCheck::default(),
             started: AtomicBool::new(false),

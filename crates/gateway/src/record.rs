@@ -4,14 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use backstop_core::admission::Latency;
+use backstop_core::rate::{Owner, Standing};
 use backstop_core::status;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue};
 use tracing::{info, warn};
 
+use crate::admission::{Gate, Permit};
 use crate::identity::Client;
 use crate::load::Active;
 use crate::metrics::{ByCode, Ended, VersionMetrics};
+use crate::rate::Taken;
 use crate::resume::Rest;
 use crate::table::{Service, Version};
 use crate::{Shared, clock};
@@ -63,6 +67,15 @@ pub(crate) struct Record {
     endpoint: Option<Arc<str>>,
     /// The request counts as one of its service's until it ends.
     active: Option<Active>,
+    /// Its place in the service that answers, if that has admission.
+    permit: Option<Permit>,
+    /// What it has taken from rate limits, if there are any.
+    taken: Option<Box<Taken>>,
+    usage: Option<Usage>,
+    /// Pieces of text that have come.
+    pieces: u64,
+    /// A plain answer has come, and a good one.
+    whole: bool,
     degraded: Option<String>,
     attempts: u32,
     resumes: u32,
@@ -93,6 +106,11 @@ impl Record {
             env: "",
             endpoint: None,
             active: None,
+            permit: None,
+            taken: None,
+            usage: None,
+            pieces: 0,
+            whole: false,
             degraded: None,
             attempts: 0,
             resumes: 0,
@@ -115,6 +133,40 @@ impl Record {
         self.active = Some(service.load.enter());
         self.stream = stream;
         self.charge(version);
+    }
+
+    /// The request has a place in a service. One that it had in another is free again.
+    pub(crate) fn admitted(&mut self, permit: Permit) {
+        self.permit = Some(permit);
+    }
+
+    pub(crate) fn is_admitted_to(&self, gate: &Arc<Gate>) -> bool {
+        self.permit.as_ref().is_some_and(|permit| permit.is_of(gate))
+    }
+
+    /// The request counts for rate limits, and is set right there when it ends.
+    pub(crate) fn taken(&mut self, taken: Taken) {
+        match &mut self.taken {
+            Some(before) => before.join(taken),
+            None => self.taken = Some(Box::new(taken)),
+        }
+    }
+
+    pub(crate) fn counts_for(&self, owner: &Owner) -> bool {
+        self.taken.as_ref().is_some_and(|taken| taken.counts_for(owner))
+    }
+
+    /// What the client has left of its rate limits.
+    pub(crate) fn standing(&self) -> Option<Standing> {
+        self.taken.as_ref().map(|taken| taken.standing)
+    }
+
+    /// An attempt has brought the beginning of a stream or a whole answer, or was waited for in vain. Only the first says how
+    /// long the service takes.
+    pub(crate) fn took(&self, kind: Latency) {
+        if let Some(permit) = self.permit.as_ref().filter(|_| self.attempts == 1) {
+            permit.observe(kind);
+        }
     }
 
     fn charge(&mut self, version: &Version) {
@@ -143,6 +195,7 @@ impl Record {
 
     pub(crate) fn first_token(&mut self, after: Duration) {
         self.first_token = Some(after);
+        self.took(Latency::FirstToken);
         if let Some(metrics) = &self.metrics {
             metrics.first_token(after);
         }
@@ -189,8 +242,20 @@ impl Record {
         self.hindrance = Some(hindrance);
     }
 
+    /// A plain answer, and a good one.
+    pub(crate) fn whole(&mut self) {
+        self.whole = true;
+        self.took(Latency::Whole);
+    }
+
+    /// So many pieces of text have come until now.
+    pub(crate) fn relayed(&mut self, pieces: u64) {
+        self.pieces = pieces;
+    }
+
     /// The answer is whole; this is what the engine says it took.
-    pub(crate) fn used(&self, usage: Usage) {
+    pub(crate) fn used(&mut self, usage: Usage) {
+        self.usage = Some(usage);
         if let Some(metrics) = &self.metrics {
             metrics.tokens(usage);
         }
@@ -221,9 +286,29 @@ impl Record {
     }
 }
 
+impl Record {
+    /// Tokens that the request has really taken, as far as that is known.
+    fn tokens(&self, estimate: Usage) -> u64 {
+        let input = |usage: Usage| if usage.input > 0 { usage.input } else { estimate.input };
+        match self.usage {
+            Some(usage) => input(usage).saturating_add(usage.output),
+            None if self.whole => estimate.input.saturating_add(estimate.output),
+            // The prompt was worked on, though nobody waited for the answer.
+            None if self.pieces > 0 || (self.ended == Ended::Cancelled && self.attempts > 0) => {
+                estimate.input.saturating_add(self.pieces)
+            }
+            None => 0,
+        }
+    }
+}
+
 impl Drop for Record {
     fn drop(&mut self) {
         let duration = clock::now() - self.started;
+        if let Some(taken) = self.taken.take() {
+            let tokens = self.tokens(taken.estimate);
+            taken.settle(tokens);
+        }
         self.totals.ended[self.ended as usize].fetch_add(1, Relaxed);
         match (self.ended, &self.metrics, self.code) {
             (Ended::Refused, _, Some(code)) => self.refusals.count(code),
@@ -254,6 +339,7 @@ impl Drop for Record {
                     resumes = self.resumes,
                     degraded = self.degraded.as_deref(),
                     not_resumed = self.hindrance.map(tracing::field::display),
+                    queued_ms = self.permit.as_ref().map(|permit| milliseconds(permit.waited)).filter(|ms| *ms > 0.0),
                     first_token_ms = self.first_token.map(milliseconds),
                     duration_ms = milliseconds(duration),
                     "request"

@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use backstop_core::table::{CacheSpec, DependencySpec, EndpointSpec, ServiceSpec};
 
+use crate::admission::Gate;
 use crate::cache::Cache;
 use crate::dependency::{self, Dependency};
 use crate::discovery::{Discovery, Located};
 use crate::endpoint::{Endpoint, EndpointId, Settings};
 use crate::events::Events;
 use crate::load::ServiceLoad;
-use crate::metrics::VersionMetrics;
+use crate::metrics::{ServiceMetrics, VersionMetrics};
 use crate::probe;
 use crate::table::{Service, Table};
 use crate::tasks::OwnedTask;
@@ -20,7 +21,7 @@ pub(crate) struct Registry {
     entries: Mutex<HashMap<EndpointId, Entry>>,
     /// By service and version.
     metrics: Mutex<HashMap<(String, String), Arc<VersionMetrics>>>,
-    loads: Mutex<HashMap<String, Arc<ServiceLoad>>>,
+    services: Mutex<HashMap<String, OfService>>,
     caches: Mutex<HashMap<String, Arc<Cache>>>,
     /// By service and name.
     dependencies: Mutex<HashMap<(String, String), WatchedDependency>>,
@@ -34,6 +35,15 @@ struct Entry {
     _probes: [OwnedTask; 2],
 }
 
+/// What is known of a service, whatever its versions.
+#[derive(Clone)]
+pub(crate) struct OfService {
+    pub(crate) load: Arc<ServiceLoad>,
+    pub(crate) metrics: Arc<ServiceMetrics>,
+    /// Open if the service has no admission.
+    pub(crate) gate: Arc<Gate>,
+}
+
 struct WatchedDependency {
     dependency: Arc<Dependency>,
     _watch: OwnedTask,
@@ -44,7 +54,7 @@ impl Registry {
         Self {
             entries: Mutex::default(),
             metrics: Mutex::default(),
-            loads: Mutex::default(),
+            services: Mutex::default(),
             caches: Mutex::default(),
             dependencies: Mutex::default(),
             discovery: Discovery::new(Arc::clone(&events)),
@@ -91,10 +101,15 @@ impl Registry {
         Arc::clone(metrics.entry((service.to_owned(), version.to_owned())).or_default())
     }
 
-    /// What a service has to do: what it had, or nothing yet.
-    pub(crate) fn load(&self, service: &str) -> Arc<ServiceLoad> {
-        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(loads.entry(service.to_owned()).or_default())
+    /// What is known of a service, with its new settings: what was, or nothing yet.
+    pub(crate) fn service(&self, spec: &ServiceSpec) -> OfService {
+        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_service = services.entry(spec.name.clone()).or_insert_with(|| {
+            let metrics = Arc::<ServiceMetrics>::default();
+            OfService { load: Arc::default(), gate: Arc::new(Gate::new(Arc::clone(&metrics))), metrics }
+        });
+        of_service.gate.configure(spec.admission.as_ref());
+        of_service.clone()
     }
 
     /// The answers that a service keeps: those it has, unless they are to be kept otherwise from now on.
@@ -148,9 +163,16 @@ impl Registry {
             table.services.get(service.as_str()).is_some_and(named)
         });
         drop(dependencies);
-        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
-        loads.retain(|service, _| table.services.contains_key(service.as_str()));
-        drop(loads);
+        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        services.retain(|service, of_service| {
+            let kept = table.services.contains_key(service.as_str());
+            if !kept {
+                // Whoever waits has nothing more to wait for.
+                of_service.gate.configure(None);
+            }
+            kept
+        });
+        drop(services);
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.retain(|service, _| table.services.contains_key(service.as_str()));
         drop(caches);

@@ -74,8 +74,9 @@ impl Relay {
         first: Bytes,
         routed: Routed,
         past: Past,
-        record: Record,
+        mut record: Record,
     ) -> Self {
+        record.relayed(reader.state().pieces);
         let (clock, total) = (StallClock::new(routed.timeouts.inter_token), routed.total);
         let resumption = Resumption::new(routed, past, record.request_id.clone()).map(Box::new);
         let source = Source::Flowing { reader, lease, splice: None };
@@ -130,6 +131,7 @@ impl Relay {
             }
             Source::Ended => return Poll::Ready(()),
         };
+        let tokens_before = self.resumption.as_ref().map_or(0, |resumption| resumption.tokens_before());
         let before = reader.state().events;
         let step = match reader.poll_step(cx) {
             Poll::Ready(step) => step,
@@ -148,6 +150,9 @@ impl Relay {
         if reader.state().events > before {
             self.clock.stop();
             lease.progress();
+            if let Some(record) = &mut self.record {
+                record.relayed(reader.state().pieces + tokens_before);
+            }
         }
         let (events, end) = match step {
             Step::Events(events) => (events, None),
@@ -192,7 +197,7 @@ impl Relay {
         self.is_whole = true;
         let tokens_before = self.resumption.as_ref().map_or(0, |resumption| resumption.tokens_before());
         if let Source::Flowing { reader, lease, .. } = std::mem::replace(&mut self.source, Source::Ended) {
-            if let Some(record) = &self.record {
+            if let Some(record) = &mut self.record {
                 let state = reader.state();
                 // Without a report the pieces are the best that is known.
                 let used = state.usage.unwrap_or(Usage { input: 0, output: state.pieces });
@@ -239,6 +244,9 @@ impl Relay {
         };
         if let Some(record) = &mut self.record {
             record.resumed(&rest, resumption.place());
+            if let Some(permit) = rest.permit {
+                record.admitted(permit);
+            }
         }
         self.resumption = Some(Box::new(resumption));
         self.clock.stop();

@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::fault::{Fault, Refusal};
+use crate::rate;
 use crate::record::{REQUEST_ID, Record};
 use crate::relay::Relay;
 
@@ -80,6 +81,7 @@ pub(crate) fn refused(refusal: &Refusal) -> Response<ReplyBody> {
         Refusal::Method { allowed, .. } => {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
+        Refusal::RateLimited(exceeded) => rate::advise(exceeded, response.headers_mut()),
         // What is left of the body must not be taken for the next request.
         Refusal::Ambiguous(_) | Refusal::TooLarge(_) | Refusal::BodyTimeout | Refusal::Body(_) => {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -109,6 +111,10 @@ pub(crate) fn fault(fault: &Fault, version: &HeaderValue, record: Record) -> Res
         Fault::NoEndpoint | Fault::Closing => {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        Fault::Overloaded(overload) => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(overload.retry_after.as_secs()));
+        }
+        Fault::RateLimited(exceeded) => rate::advise(exceeded, headers),
         Fault::Status { retry_after: Some(value), .. } => {
             headers.insert(header::RETRY_AFTER, value.clone());
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));

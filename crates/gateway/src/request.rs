@@ -8,9 +8,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use backstop_core::balance::mix;
-use backstop_openai::Api;
 use backstop_openai::peek::{Peek, peek, with_model};
 use backstop_openai::stream::Expected;
+use backstop_openai::{Api, estimate};
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -23,6 +23,7 @@ use crate::endpoint::fnv1a;
 use crate::fault::{Fault, Refusal};
 use crate::identity::Client;
 use crate::load::ServiceLoad;
+use crate::rate::Asks;
 use crate::record::Record;
 use crate::relay::Total;
 use crate::reply::{self, ReplyBody};
@@ -54,14 +55,29 @@ pub(crate) struct Routed {
     pub(crate) version: Arc<str>,
     pub(crate) retry: RetrySpec,
     pub(crate) resume: Arc<ResumeSpec>,
+    /// `None` where no keys are asked for.
     pub(crate) client: Option<Arc<Client>>,
     /// Of the service that the client asked for.
     pub(crate) cache: Option<Arc<Cache>>,
     pub(crate) load: Arc<ServiceLoad>,
     pub(crate) session: u64,
+    /// What it counts for; `None` if there are no rate limits at all.
+    pub(crate) asks: Option<Arc<Asks>>,
 }
 
 impl Routed {
+    /// Whom it counts for among those who wait.
+    pub(crate) fn tenant(&self) -> Option<&Arc<str>> {
+        self.client.as_ref().map(|client| &client.tenant)
+    }
+
+    /// The same request for a shorter answer, with this body.
+    pub(crate) fn shorter(&self, body: Bytes, most: u64) -> Self {
+        let most = most.saturating_mul(u64::from(self.expected.choices));
+        let asks = self.asks.as_ref().map(|asks| Arc::new(asks.at_most(most)));
+        Self { asks, ..self.with_body(body) }
+    }
+
     /// The value of `model` in the body.
     pub(crate) fn model(&self) -> String {
         let quoted = self.model_span.as_ref().and_then(|span| self.body.get(span.clone()));
@@ -127,6 +143,11 @@ async fn understand(
     let session = head.headers.get(SESSION).map(|id| fnv1a(id.as_bytes()));
     let user = asked.as_ref().and_then(|peek| peek.user.as_ref()).map(|user| fnv1a(user.as_bytes()));
     let session = session.or(user).unwrap_or_else(|| fnv1a(&ip_octets(peer.ip())));
+    let asks = table.is_limited.then(|| {
+        let user = asked.as_ref().and_then(|asked| asked.user.as_deref());
+        let tokens = estimate::usage(api, &body, asked.as_ref());
+        Arc::new(Asks::new(client.as_deref(), service, user, tokens))
+    });
     let total = Total { deadline: record.started + service.timeouts.total, limit: service.timeouts.total };
     Ok(Routed {
         api,
@@ -150,6 +171,7 @@ async fn understand(
         load: Arc::clone(&service.load),
         client,
         session: mix(session),
+        asks,
     })
 }
 

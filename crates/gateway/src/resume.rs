@@ -14,6 +14,7 @@ use backstop_openai::stream::StreamState;
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 
+use crate::admission::Permit;
 use crate::attempt::{self, Won};
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::failover::{self, Choice, Past};
@@ -32,6 +33,8 @@ pub(crate) struct Resumption {
     left: u32,
     /// How the stream was carried on last, and from where.
     last: Option<(ResumeMode, Interrupted)>,
+    /// The service in which the stream has its place.
+    service: Arc<str>,
 }
 
 /// The rest of a stream.
@@ -44,6 +47,8 @@ pub(crate) struct Rest {
     pub(crate) cause: &'static str,
     pub(crate) version: Arc<Version>,
     pub(crate) endpoint: Arc<str>,
+    /// Its place, if it is another service's.
+    pub(crate) permit: Option<Permit>,
 }
 
 #[expect(clippy::large_enum_variant, reason = "taken apart at once")]
@@ -72,7 +77,8 @@ impl Resumption {
     /// `None` if streams of this request are not carried on.
     pub(crate) fn new(routed: Routed, past: Past, request_id: HeaderValue) -> Option<Self> {
         let left = routed.resume.attempts;
-        (left > 0).then_some(Self { routed, past, request_id, left, last: None })
+        let service = Arc::clone(&routed.service);
+        (left > 0).then_some(Self { routed, past, request_id, left, last: None, service })
     }
 
     /// Where the stream was carried on last: characters and tokens that the client had by then.
@@ -124,6 +130,11 @@ impl Resumption {
             let next = failover::next(&table, &self.routed, &mut self.past, &across.across).await;
             let Choice { service, version, lease } = next?;
             let endpoint = Arc::clone(lease.endpoint());
+            let Some(mut permit) = self.place_in(service) else {
+                lease.finish(Outcome::Neutral);
+                self.past.failed(endpoint, &Fault::NoEndpoint);
+                continue;
+            };
             let mut lease = Some(lease);
             let mut fault = Fault::Truncated;
             for mode in &across.modes {
@@ -133,7 +144,15 @@ impl Resumption {
                     Request::Finish(events) => {
                         let from = Source::Ended { lease: None };
                         let (version, endpoint) = (Arc::clone(version), Arc::clone(&endpoint.id.url));
-                        return Some(Rest { from, events, mode: *mode, cause, version, endpoint });
+                        return Some(Rest {
+                            from,
+                            events,
+                            mode: *mode,
+                            cause,
+                            version,
+                            endpoint,
+                            permit: None,
+                        });
                     }
                 };
                 if self.left == 0 {
@@ -145,7 +164,9 @@ impl Resumption {
                 match sent.run(shared, lease, splice).await {
                     Ok((from, events)) => {
                         let (version, endpoint) = (Arc::clone(version), Arc::clone(&endpoint.id.url));
-                        return Some(Rest { from, events, mode: *mode, cause, version, endpoint });
+                        self.service = Arc::clone(&service.name);
+                        let permit = permit.take();
+                        return Some(Rest { from, events, mode: *mode, cause, version, endpoint, permit });
                     }
                     Err(Failure::Mode) if *mode == ResumeMode::Continue => endpoint.refuses_prefill(),
                     Err(Failure::Mode) => {}
@@ -158,6 +179,14 @@ impl Resumption {
             self.past.add(endpoint, fault);
         }
         None
+    }
+
+    /// A place in `service`, if the stream needs one there; `None` if there is none free: a stream does not wait.
+    fn place_in(&self, service: &Service) -> Option<Option<Permit>> {
+        match &service.admission {
+            Some(gate) if service.name != self.service => gate.try_enter(self.routed.tenant()).map(Some),
+            _ => Some(None),
+        }
     }
 
     /// What to send to `endpoint`; `None` if it can't be asked in this way.

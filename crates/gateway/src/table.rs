@@ -6,20 +6,22 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use backstop_core::balance::{self, Candidate, Tier};
+use backstop_core::rate::Owner;
 use backstop_core::table::{
-    BalancePolicy, EndpointSpec, FallbackSpec, OutlierSpec, ReadinessSpec, ResumeSpec, RetrySpec, RuleSpec,
-    ServiceSpec, TableSpec, Timeouts, VersionSpec,
+    BalancePolicy, EndpointSpec, FallbackSpec, OutlierSpec, RateSpec, ReadinessSpec, ResumeSpec, RetrySpec,
+    RuleSpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
 };
 use http::{HeaderMap, HeaderValue};
 
+use crate::admission::Gate;
 use crate::cache::Cache;
 use crate::dependency::Dependency;
 use crate::discovery::Linked;
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::identity::{Client, Identities};
 use crate::load::ServiceLoad;
-use crate::metrics::VersionMetrics;
-use crate::registry::Registry;
+use crate::metrics::{ServiceMetrics, VersionMetrics};
+use crate::registry::{OfService, Registry};
 
 /// Routes of one revision; replaced as a whole.
 pub(crate) struct Table {
@@ -28,6 +30,8 @@ pub(crate) struct Table {
     models: HashMap<String, Arc<Service>>,
     pub(crate) identities: Identities,
     pub(crate) readiness: ReadinessSpec,
+    /// There are rate limits somewhere.
+    pub(crate) is_limited: bool,
 }
 
 pub(crate) struct Service {
@@ -41,6 +45,11 @@ pub(crate) struct Service {
     pub(crate) resume: Arc<ResumeSpec>,
     pub(crate) fallback: Vec<FallbackSpec>,
     pub(crate) load: Arc<ServiceLoad>,
+    pub(crate) metrics: Arc<ServiceMetrics>,
+    /// `None` = everybody comes in.
+    pub(crate) admission: Option<Arc<Gate>>,
+    pub(crate) limits: RateSpec,
+    pub(crate) limits_per_user: RateSpec,
     pub(crate) cache: Option<Arc<Cache>>,
     /// The first of the values of `model` that select it.
     pub(crate) model: String,
@@ -89,6 +98,7 @@ impl Table {
             models: HashMap::new(),
             identities: Identities::default(),
             readiness: ReadinessSpec::default(),
+            is_limited: false,
         }
     }
 
@@ -99,8 +109,11 @@ impl Table {
             readiness: spec.readiness,
             ..Self::empty()
         };
+        let mut limits = spec.keys.iter().map(|key| key.limits);
+        table.is_limited = limits.any(|limits| !limits.is_none());
         for service_spec in &spec.services {
             let service = Arc::new(Service::link(service_spec, spec.region.as_deref(), registry));
+            table.is_limited |= !service.limits.is_none() || !service.limits_per_user.is_none();
             for model in &service_spec.models {
                 table.models.insert(model.clone(), Arc::clone(&service));
             }
@@ -120,6 +133,15 @@ impl Table {
         let mut models: Vec<_> = served.map(|(model, _)| model.as_str()).collect();
         models.sort_unstable();
         models
+    }
+
+    /// Whether `owner` is one that it names and limits.
+    pub(crate) fn limits(&self, owner: &Owner) -> bool {
+        match owner {
+            Owner::Key(name) => self.identities.has_limited(name),
+            Owner::Service(name) => self.services.get(name).is_some_and(|service| !service.limits.is_none()),
+            Owner::User(_) => true,
+        }
     }
 
     pub(crate) fn dependencies(&self) -> impl Iterator<Item = &Arc<Dependency>> {
@@ -176,6 +198,7 @@ impl Service {
         };
         let dependencies =
             spec.dependencies.iter().map(|dependency| registry.dependency(&name, dependency)).collect();
+        let OfService { load, metrics, gate } = registry.service(spec);
         Self {
             dependencies,
             stable: versions
@@ -189,7 +212,11 @@ impl Service {
             retry: spec.retry,
             resume: Arc::new(spec.resume.clone()),
             fallback: spec.fallback.clone(),
-            load: registry.load(&spec.name),
+            load,
+            metrics,
+            admission: spec.admission.map(|_| gate),
+            limits: spec.limits,
+            limits_per_user: spec.limits_per_user,
             cache: registry.cache(&spec.name, spec.cache),
             model: spec.models.first().unwrap_or(&spec.name).clone(),
             outlier: spec.outlier,

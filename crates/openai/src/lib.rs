@@ -9,6 +9,7 @@ pub mod answer;
 mod api;
 pub mod canned;
 pub mod error;
+pub mod estimate;
 pub mod peek;
 pub mod resume;
 pub mod sse;

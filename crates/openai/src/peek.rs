@@ -24,6 +24,8 @@ pub struct Peek<'a> {
     pub choices: u32,
     /// A complete stream has a usage chunk (`stream_options.include_usage`).
     pub include_usage: bool,
+    /// The longest answer that is asked for, in tokens, by whatever name; `None` if it is not said or makes no sense.
+    pub max_tokens: Option<u64>,
 }
 
 /// Why a body can't be routed. The message is fit for the client.
@@ -63,7 +65,17 @@ struct Fields<'a> {
     other_case: Option<&'static str>,
 }
 
-const NAMES: [&str; 6] = ["model", "stream", "user", "n", "prompt", "stream_options"];
+const NAMES: [&str; 9] = [
+    "model",
+    "stream",
+    "user",
+    "n",
+    "prompt",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+];
 
 impl<'de> Deserialize<'de> for Fields<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -147,7 +159,7 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     if let Some(name) = fields.other_case {
         return Err(PeekError::OtherCase(name));
     }
-    let [model, stream, user, n, prompt, stream_options] = fields.values;
+    let [model, stream, user, n, prompt, stream_options, limits @ ..] = fields.values;
 
     let raw_model = present(model).ok_or(PeekError::MissingModel)?;
     let model = string(raw_model).ok_or(PeekError::WrongType { field: "model", expected: "a string" })?;
@@ -172,7 +184,17 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
         user,
         choices: n.max(1).saturating_mul(prompts(present(prompt))),
         include_usage,
+        max_tokens: limits
+            .into_iter()
+            .filter_map(|limit| tokens(present(limit)?))
+            .max(),
     })
+}
+
+/// A number of tokens, however it is written. One beyond all measure is the largest there is.
+fn tokens(number: &str) -> Option<u64> {
+    let number: f64 = number.parse().ok()?;
+    (number >= 0.0).then_some(number as u64)
 }
 
 #[derive(Deserialize)]
@@ -256,6 +278,24 @@ mod tests {
         check(r#","prompt":[[1,2],[3]],"n":"many" "#, 2, false);
         check(r#","prompt":[],"n":0"#, 1, false);
         check(r#","stream_options":[true]"#, 1, false);
+    }
+
+    #[test]
+    fn how_long_an_answer_may_be() {
+        let check = |fields: &str, expected: Option<u64>| {
+            let body = format!(r#"{{"model":"m"{fields}}}"#);
+            assert_eq!(peek(body.as_bytes()).expect("valid").max_tokens, expected, "{fields}");
+        };
+        check("", None);
+        check(r#","max_tokens":12"#, Some(12));
+        check(r#","max_tokens":5,"max_completion_tokens":7"#, Some(7));
+        check(r#","max_output_tokens":1.5e3"#, Some(1500));
+        check(r#","max_tokens":0"#, Some(0));
+        check(r#","max_tokens":99999999999999999999999"#, Some(u64::MAX));
+        check(r#","max_tokens":1e999"#, Some(u64::MAX));
+        for nonsense in ["null", "-1", "-1e999", "\"12\"", "true", "[5]", "{}"] {
+            check(&format!(r#","max_tokens":{nonsense}"#), None);
+        }
     }
 
     #[test]

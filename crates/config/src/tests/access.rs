@@ -41,6 +41,7 @@ fn keys() {
         digest: digest("test"),
         tenant: Some("a".into()),
         services: Some(vec!["chat".into()]),
+        limits: RateSpec::default(),
     };
     assert_eq!(table(&text).keys, [expected]);
     check(

@@ -2,14 +2,16 @@
 
 mod access;
 mod intent;
+mod overload;
 
 use std::time::Duration;
 
 use backstop_core::table::{
-    Across, Addresses, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec, DependencyCheck, DependencyEffect,
-    DependencySpec, EndpointSpec, Engine, FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, OutlierSpec,
-    Protocol, ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme,
-    ServiceSpec, TableSpec, Target, Timeouts, TlsSpec, VersionSpec, When,
+    Across, Addresses, AdmissionLimit, AdmissionSpec, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec,
+    DependencyCheck, DependencyEffect, DependencySpec, EndpointSpec, Engine, FallbackSpec, FallbackStep,
+    HealthSpec, InferenceSpec, OutlierSpec, Protocol, RateSpec, ReadinessSpec, RegionMode, RegionSpec,
+    ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec, Target, Timeouts, TlsSpec,
+    VersionSpec, When,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -99,6 +101,7 @@ fn minimal_service() -> ServiceSpec {
             inter_token: Duration::from_secs(5),
             response: Duration::from_secs(120),
             total: Duration::from_secs(300),
+            queue: Duration::from_secs(10),
         },
         retry: RetrySpec {
             attempts: 2,
@@ -108,6 +111,9 @@ fn minimal_service() -> ServiceSpec {
         },
         fallback: Vec::new(),
         cache: None,
+        admission: None,
+        limits: RateSpec::default(),
+        limits_per_user: RateSpec::default(),
         resume: ResumeSpec {
             attempts: 2,
             modes: vec![ResumeMode::Continue, ResumeMode::Replay],
@@ -221,6 +227,9 @@ fn full() {
             fallback(FallbackStep::Cached, true),
             fallback(FallbackStep::Static("We are busy, please try again.".into()), true),
         ],
+        admission: Some(AdmissionSpec { limit: AdmissionLimit::Adaptive { max: 256 }, queue: 512 }),
+        limits: RateSpec { requests_per_minute: Some(6000), tokens_per_minute: Some(1_000_000) },
+        limits_per_user: RateSpec { requests_per_minute: Some(60), tokens_per_minute: None },
         rules: vec![RuleSpec { header: ("x-gray-release".into(), "v2".into()), version: "v2".into() }],
         health: HealthSpec {
             path: Some("/health".into()),
@@ -341,7 +350,7 @@ fn layout() {
     assert_eq!(
         problems.to_string(),
         "backstop.yaml:3:17: services[0].timeouts.conect: unknown key `conect`\n  \
-           expected: one of `connect`, `first_token`, `inter_token`, `response` or `total`\n  \
+           expected: one of `connect`, `first_token`, `inter_token`, `response`, `total` or `queue`\n  \
            hint: did you mean `connect`?\n\
          backstop.yaml:3:36: services[0].timeouts.total: `5 parsecs` is not a duration\n  \
            expected: a number with a unit, such as `200ms`, `5s` or `10m`, from `1ms` to `24h`"

@@ -7,6 +7,7 @@
 mod histogram;
 mod page;
 mod process;
+mod service;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -24,6 +25,7 @@ use crate::discovery::{Discovery, Figures};
 use crate::endpoint::Endpoint;
 use crate::table::Table;
 pub(crate) use process::resident_bytes;
+pub(crate) use service::{Rejected, ServiceMetrics};
 
 use histogram::Histogram;
 use page::Page;
@@ -43,6 +45,7 @@ pub(crate) enum Kind {
     Histogram,
 }
 
+const SERVICE: &[&str] = &["service"];
 const VERSION: &[&str] = &["service", "version"];
 const ENDPOINT: &[&str] = &["service", "version", "endpoint"];
 
@@ -69,6 +72,18 @@ metrics! {
         "Requests whose answers may be kept, by whether there was one (result: hit or miss).";
     RESUMES = Counter "backstop_resumes_total" &["service", "version", "mode"],
         "Streams that ended too soon and were carried on by the version (mode: continue or replay).";
+    QUEUE = Gauge "backstop_admission_queue_length" SERVICE,
+        "Requests that wait for a place; only of services with `admission`, as all that follow with this prefix.";
+    QUEUED = Histogram "backstop_admission_wait_seconds" SERVICE,
+        "Time in the queue of requests that were admitted, 0 for those that did not have to wait.";
+    LIMIT = Gauge "backstop_admission_limit" SERVICE,
+        "How many requests the service takes at a time.";
+    IN_PLACE = Gauge "backstop_admission_in_flight" SERVICE,
+        "Requests that hold a place, until their client has its answer.";
+    REJECTED = Counter "backstop_admission_rejected_total" &["service", "reason"],
+        "Requests that were not admitted: queue_full, displaced (from a full queue by one with more right to it), waited_too_long, no_room (came from another service's fallback or resume, which does not wait).";
+    RATE_LIMITED = Counter "backstop_rate_limited_total" &["service", "limit", "unit"],
+        "Requests beyond a rate limit, by whose it is (limit: key, user or service) and what it counts (unit: requests or tokens).";
     FIRST_TOKEN = Histogram "backstop_first_token_seconds" VERSION,
         "From the request to the first meaningful output of a stream, retries included.";
     PER_TOKEN = Histogram "backstop_time_per_output_token_seconds" VERSION,
@@ -253,6 +268,7 @@ pub(crate) fn page(shared: &Shared, discovery: &Discovery) -> String {
 
 fn add_versions(page: &mut Page, table: &Table) {
     for service in table.services.values() {
+        service::add(page, service);
         for dependency in &service.dependencies {
             let up = dependency.state() == DependencyState::Up;
             page.add(&DEPENDENCY, &[&service.name, &dependency.name], f64::from(u8::from(up)));

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use backstop_core::table::{CacheSpec, Digest, FallbackSpec, FallbackStep, KeySpec, ServiceSpec, When};
+use backstop_core::table::{
+    CacheSpec, Digest, FallbackSpec, FallbackStep, KeySpec, RateSpec, ServiceSpec, When,
+};
 use backstop_engine_sim::{Cut, Dist, Fault, SimConfig};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -95,6 +97,7 @@ async fn one_tenants_answers_are_not_anothers() {
         digest: Digest(Sha256::digest(name).into()),
         tenant: tenant.map(str::to_owned),
         services: None,
+        limits: RateSpec::default(),
     };
     for (shared, hits) in [(false, [false, true, false]), (true, [false, true, true])] {
         let mut world = World::start(1, |service| {

@@ -1,6 +1,6 @@
 //! Who may use what: API keys, tenants, services.
 
-use backstop_core::table::{Digest, KeySpec};
+use backstop_core::table::{Digest, KeySpec, RateSpec};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
@@ -13,6 +13,7 @@ fn key(name: &str, secret: &str, services: Option<&[&str]>) -> KeySpec {
         digest: Digest(Sha256::digest(secret).into()),
         tenant: None,
         services: services.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
+        limits: RateSpec::default(),
     }
 }
 

@@ -9,8 +9,8 @@ use backstop_core::event::What;
 use backstop_core::health::State;
 use backstop_core::status::{EndpointStatus, Totals};
 use backstop_core::table::{
-    BalancePolicy, BreakerSpec, EndpointSpec, Engine, HealthSpec, OutlierSpec, RegionSpec, ResumeSpec,
-    RetrySpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
+    BalancePolicy, BreakerSpec, EndpointSpec, Engine, HealthSpec, OutlierSpec, RateSpec, RegionSpec,
+    ResumeSpec, RetrySpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
 };
 use backstop_engine_sim::{Sim, SimConfig, expected_text};
 use backstop_gateway::Gateway;
@@ -59,10 +59,14 @@ pub(crate) fn service(sims: &[Sim]) -> ServiceSpec {
             inter_token: LONG,
             response: LONG,
             total: LONG,
+            queue: LONG,
         },
         retry: RetrySpec { attempts: 2, backoff: ms(2), budget: 1.0, retry_after_max: ms(5000) },
         fallback: Vec::new(),
         cache: None,
+        admission: None,
+        limits: RateSpec::default(),
+        limits_per_user: RateSpec::default(),
         resume: ResumeSpec { attempts: 0, modes: Vec::new(), across: Vec::new() },
         breaker: BreakerSpec { failures: 1000, open: LONG },
         outlier: OutlierSpec { interval: LONG, ejection: LONG, max_ejected: 0.5 },
