@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use crate::client::{CHAT, call, hi};
 use crate::world::{World, service};
 
-fn key(name: &str, secret: &str, services: Option<&[&str]>) -> KeySpec {
+pub(crate) fn key(name: &str, secret: &str, services: Option<&[&str]>) -> KeySpec {
     KeySpec {
         name: name.to_owned(),
         digest: Digest(Sha256::digest(secret).into()),

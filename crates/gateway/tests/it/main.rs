@@ -6,6 +6,7 @@
     reason = "a test's runtime ends its tasks, and it awaits those that may panic"
 )]
 
+mod admission;
 mod api;
 mod balance;
 mod cache;
@@ -25,6 +26,7 @@ mod identity;
 mod input;
 mod metrics;
 mod own_health;
+mod rate;
 mod recorder;
 mod refusals;
 mod resume;
