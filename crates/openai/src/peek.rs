@@ -184,10 +184,7 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
         user,
         choices: n.max(1).saturating_mul(prompts(present(prompt))),
         include_usage,
-        max_tokens: limits
-            .into_iter()
-            .filter_map(|limit| tokens(present(limit)?))
-            .max(),
+        max_tokens: limits.into_iter().filter_map(|limit| tokens(present(limit)?)).max(),
     })
 }
 

@@ -72,9 +72,9 @@ fn replaces_only_the_model(body: &[u8], found: &Peek<'_>) {
     assert_eq!(again.model, OTHER);
     assert_eq!(changed[..found.model_span.start], body[..found.model_span.start]);
     assert_eq!(changed[again.model_span.end..], body[found.model_span.end..]);
-    let Peek { model: _, model_span: _, stream, user, choices, include_usage } = again;
+    let Peek { model: _, model_span: _, stream, user, choices, include_usage, max_tokens } = again;
     assert_eq!(
-        (stream, user, choices, include_usage),
-        (found.stream, found.user.clone(), found.choices, found.include_usage)
+        (stream, user, choices, include_usage, max_tokens),
+        (found.stream, found.user.clone(), found.choices, found.include_usage, found.max_tokens)
     );
 }

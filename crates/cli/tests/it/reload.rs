@@ -80,7 +80,10 @@ async fn logs_tell_what_happened_but_no_secrets() {
         let headers = format!("x-request-id: {id}\r\n{keys}{headers}");
         call(backstop.addr, "POST", &format!("{CHAT}?q=KEY-OF-THE-CLIENT"), &headers, body.as_bytes()).await;
     }
-    let of = |id: &str| backstop.log().into_iter().find(|line: &Value| line["request_id"] == id);
+    let of = |id: &str| {
+        let is_account = |line: &Value| line["request_id"] == id && line["message"] == "request";
+        backstop.log().into_iter().find(is_account)
+    };
     for (id, _, _, outcome) in &requests {
         until(id, || of(id).is_some()).await;
         let line = of(id).unwrap();
