@@ -71,7 +71,8 @@ async fn logs_tell_what_happened_but_no_secrets() {
         ("r-failed", body("chat", ""), "x-sim-fault: status=500\r\n", "failed"),
         (
             "r-cut",
-            body("chat", r#","stream":true"#),
+            // Else it would be carried on.
+            body("chat", r#","stream":true,"response_format":{"type":"json_object"}"#),
             "x-sim-fault: slow_first_token=1ms, error_event=8\r\n",
             "cut",
         ),
