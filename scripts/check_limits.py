@@ -13,6 +13,7 @@ LIMIT = re.compile(r"MAX_|MOST|LONGEST|DEEPEST|KEPT|BACKLOG|IDLE|WHOLE|LINGER|ST
 # Not met by strangers, or no bound at all.
 OTHER = {
     "cli/client::TIMEOUT": "of our own commands",
+    "core/admission/gradient::MOST": "the default of a key",
     "core/outlier::MAX_MULTIPLE": "part of a decision",
     "gateway/upstream/exchange::STALE_WITHIN": "part of a decision",
     "gateway/upstream/fuzzing::MAX_HEAD": "the one of `wire`",
