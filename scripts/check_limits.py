@@ -13,6 +13,13 @@ LIMIT = re.compile(r"MAX_|MOST|LONGEST|DEEPEST|KEPT|BACKLOG|IDLE|WHOLE|LINGER|ST
 # Not met by strangers, or no bound at all.
 OTHER = {
     "cli/client::TIMEOUT": "of our own commands",
+    "cli/handover/wire::MAX_MESSAGE": "between our own processes",
+    "cli/handover/wire::MAX_SOCKETS": "between our own processes",
+    "cli/remote/client::TIMEOUT": "of our own commands",
+    "cli/remote/client::CONNECT_TIMEOUT": "of our own commands",
+    "cli/remote/client::MOST_BYTES": "of our own commands",
+    "controller/control::LONGEST_TEXT": "a matter of form",
+    "controller/extract::MOST_IGNORED": "follows from another",
     "core/admission/gradient::MOST": "the default of a key",
     "core/outlier::MAX_MULTIPLE": "part of a decision",
     "gateway/upstream/exchange::STALE_WITHIN": "part of a decision",
