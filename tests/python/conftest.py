@@ -15,6 +15,8 @@ PATIENT = {
     "health": {"interval": "500ms", "slow_start": "0s"},
     "retry": {"attempts": 2, "backoff": "10ms"},
     "timeouts": {"first_token": "5s", "inter_token": "5s", "response": "10s"},
+    # How streams end that can't be carried on.
+    "resume": {"attempts": 0},
 }
 
 
