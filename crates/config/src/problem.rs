@@ -92,13 +92,25 @@ impl fmt::Display for Problem {
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// Those of `text`. What the parser places behind its end, since it notices one line late, is put there.
+    /// Those of `text`. What the parser places behind its end, since it notices one line late, or behind the end of a
+    /// line, since it counts bytes in some places, is put there.
     pub(crate) fn new(mut problems: Vec<Problem>, text: &str) -> Self {
-        let end = Position::end_of(text);
-        for problem in problems.iter_mut().filter(|problem| problem.line > end.line) {
-            (problem.line, problem.column) = (end.line, end.column);
-        }
         problems.sort_by_key(|problem| (problem.line, problem.column));
+        let lines = text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'));
+        let mut unplaced = problems.iter_mut().skip_while(|problem| problem.line == 0).peekable();
+        let mut end = (1, 1);
+        for (line, number) in lines.zip(1..) {
+            if unplaced.peek().is_none() {
+                break;
+            }
+            end = (number, line.chars().count() + 1);
+            while let Some(problem) = unplaced.next_if(|problem| problem.line == number) {
+                problem.column = problem.column.min(end.1);
+            }
+        }
+        for problem in unplaced {
+            (problem.line, problem.column) = end;
+        }
         Self(problems)
     }
 
@@ -163,14 +175,6 @@ impl std::error::Error for Problems {}
 pub(crate) struct Position {
     pub(crate) line: usize,
     pub(crate) column: usize,
-}
-
-impl Position {
-    fn end_of(text: &str) -> Self {
-        let lines = text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'));
-        let (count, last) = lines.fold((0, ""), |(count, _), line| (count + 1, line));
-        Self { line: count, column: last.chars().count() + 1 }
-    }
 }
 
 /// A value fit for a message: one line, printable, short, without the password of a URL.

@@ -170,8 +170,11 @@ impl Relay {
                 self.end();
                 return Poll::Ready(());
             }
-            // What was regenerated has been compared already: from here on nothing can differ.
-            Err(_) => self.cut(Fault::Truncated),
+            // What was regenerated has been compared already: this is an event that can't be rewritten.
+            Err(_) => {
+                self.cut(Fault::Truncated);
+                return Poll::Ready(());
+            }
         }
         match end {
             None => {}
@@ -201,8 +204,8 @@ impl Relay {
                 let state = reader.state();
                 // Without a report the pieces are the best that is known.
                 let used = state.usage.unwrap_or(Usage { input: 0, output: state.pieces });
-                record.used(Usage { output: used.output + tokens_before, ..used });
-                record.paced(state.pieces + tokens_before);
+                record.used(Usage { output: used.output.saturating_add(tokens_before), ..used });
+                record.paced(state.pieces.saturating_add(tokens_before));
             }
             lease.finish(if reader.state().failed { Outcome::Failure } else { Outcome::Success });
             reader.finish();

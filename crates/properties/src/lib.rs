@@ -11,6 +11,7 @@ mod cuts;
 mod forward;
 mod json;
 mod peek;
+mod resume;
 mod sse;
 mod stream;
 mod wire;
@@ -18,6 +19,7 @@ mod wire;
 pub use config::config;
 pub use forward::forward;
 pub use peek::peek;
+pub use resume::resume;
 pub use sse::sse;
 pub use stream::stream;
 pub use wire::wire;
@@ -26,10 +28,11 @@ pub use wire::wire;
 pub type Property = fn(&[u8]);
 
 /// All properties by the names of their fuzz targets.
-pub const ALL: [(&str, Property); 6] = [
+pub const ALL: [(&str, Property); 7] = [
     ("config", config),
     ("forward", forward),
     ("peek", peek),
+    ("resume", resume),
     ("sse", sse),
     ("stream", stream),
     ("wire", wire),

@@ -105,4 +105,4 @@ macro_rules! targets {
         }
     };
 }
-targets!(config, forward, peek, sse, stream, wire);
+targets!(config, forward, peek, resume, sse, stream, wire);

@@ -408,6 +408,7 @@ fn syntax() {
         );
     }
     check("listen: [1", "1:11", None);
+    check("%)\u{89})\u{85}\0", "1:7", None);
     check("listen: [1\n\n", "3:1", None);
     check("a: 1\r\nlisten: [1", "2:11", None);
     check("listen: *nope", "1:9", None);

@@ -24,7 +24,7 @@ pub enum Hindrance {
     ToolCall,
     #[error("the answer has parts besides its text, such as reasoning")]
     OtherOutput,
-    #[error("the request asks for several choices")]
+    #[error("there are several choices")]
     SeveralChoices,
     #[error("the request asks for structured output")]
     StructuredOutput,
@@ -76,6 +76,9 @@ impl Interrupted {
         }
         let request: Map<String, Value> = serde_json::from_slice(body).map_err(|_| Hindrance::Api)?;
         hindrance_of(&request)?;
+        if state.has_several_choices() {
+            return Err(Hindrance::SeveralChoices);
+        }
         if state.tool_call {
             return Err(Hindrance::ToolCall);
         }
@@ -86,7 +89,9 @@ impl Interrupted {
         let tokens = state.usage.map_or(state.pieces, |usage| usage.output.max(state.pieces));
         let (text, tokens, head) = match before {
             Before::Nothing => (text.to_owned(), tokens, Head::of(state.first.as_deref())),
-            Before::Continued(old) => (old.text.clone() + text, old.tokens + tokens, old.head.clone()),
+            Before::Continued(old) => {
+                (old.text.clone() + text, old.tokens.saturating_add(tokens), old.head.clone())
+            }
             Before::Replayed(old) => (text.to_owned(), tokens, old.head.clone()),
         };
         if text.len() > crate::stream::MAX_TRANSCRIPT {
@@ -322,7 +327,12 @@ mod tests {
         let body = json!({ "messages": [] }).to_string();
         let tool = r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0}]}}]}"#;
         let thought = r#"{"choices":[{"index":0,"delta":{"reasoning_content":"hm"}}]}"#;
-        for (event, expected) in [(tool, Hindrance::ToolCall), (thought, Hindrance::OtherOutput)] {
+        let unasked = r#"{"choices":[{"index":1,"delta":{}}]}"#;
+        for (event, expected) in [
+            (tool, Hindrance::ToolCall),
+            (thought, Hindrance::OtherOutput),
+            (unasked, Hindrance::SeveralChoices),
+        ] {
             let mut state = state(Api::Chat, &["a"]);
             scan(Api::Chat, event.as_bytes(), &mut state).expect("a good event");
             assert_eq!(

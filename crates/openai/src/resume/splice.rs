@@ -34,7 +34,7 @@ pub(super) enum Mode {
     Replay { text: String, matched: usize },
 }
 
-/// The new answer is not a continuation of the old one.
+/// The new answer is not a continuation of the old one, or not one that can be rewritten as such.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("another attempt answered with another text")]
 pub struct Diverged;
@@ -78,7 +78,8 @@ impl Splice {
                 out.extend_from_slice(DONE);
                 continue;
             }
-            let Ok(mut chunk) = serde_json::from_slice::<Map<String, Value>>(data) else { continue };
+            // The scan takes numbers and depths that a tree can't hold: better no rest than one with a gap.
+            let mut chunk: Map<String, Value> = serde_json::from_slice(data).map_err(|_| Diverged)?;
             if self.chunk(&mut chunk, &mut out)? {
                 out.extend_from_slice(&finish_events(self.api, &self.head, "stop"));
                 return Ok(Spliced::Finished(out.into()));
@@ -97,8 +98,15 @@ impl Splice {
             shift(usage, *tokens);
         }
         says_something |= chunk.get("usage").is_some_and(Value::is_object);
-        let choice = chunk.get_mut("choices").and_then(|choices| choices.get_mut(0));
-        if let Some(choice) = choice {
+        let choices = chunk.get_mut("choices").and_then(Value::as_array_mut).map(Vec::as_mut_slice);
+        if let Some([_, _, ..]) = choices {
+            return Err(Diverged);
+        }
+        if let Some([choice]) = choices {
+            // There is only one to be carried on.
+            if choice.get("index").is_some_and(|index| *index != 0) {
+                return Err(Diverged);
+            }
             let finishes = choice
                 .get("finish_reason")
                 .is_some_and(|reason| reason.as_str().is_some_and(|it| !it.is_empty()));
@@ -202,12 +210,12 @@ fn shift(usage: &mut Value, tokens: u64) {
         usage["prompt_tokens"] = prompt.saturating_sub(tokens).into();
     }
     if let Some(completion) = count(usage, "completion_tokens") {
-        usage["completion_tokens"] = (completion + tokens).into();
+        usage["completion_tokens"] = completion.saturating_add(tokens).into();
     }
     if let (Some(prompt), Some(completion)) =
         (count(usage, "prompt_tokens"), count(usage, "completion_tokens"))
     {
-        usage["total_tokens"] = (prompt + completion).into();
+        usage["total_tokens"] = prompt.saturating_add(completion).into();
     }
 }
 
@@ -406,6 +414,35 @@ mod tests {
         };
         check(after(3, "abc", &[]), [7, 8]);
         check(anew(""), [10, 5]);
+    }
+
+    /// The scan skips what it has no use for; here all of it must be read to be written again.
+    #[test]
+    fn what_can_not_be_rewritten_is_not_dropped() {
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        for odd in ["1e999", "\"\\ud800\"", &deep] {
+            let event = format!(
+                "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"c\"}}}}],\"odd\":{odd}}}\n\n"
+            );
+            check(after(1, "ab", &[]), &[event, chat("d")], Err(Diverged));
+        }
+    }
+
+    #[test]
+    fn other_choices_are_not_the_rest() {
+        let two = json!([{ "index": 0, "delta": { "content": "a" } }, { "index": 1, "delta": {} }]);
+        let other = json!([{ "index": 1, "delta": { "content": "a" } }]);
+        for choices in [two, other] {
+            check(after(1, "x", &[]), &[event(&json!({ "choices": choices }))], Err(Diverged));
+            check(anew("a"), &[event(&json!({ "choices": choices }))], Err(Diverged));
+        }
+    }
+
+    #[test]
+    fn counts_beyond_reason_do_not_overflow() {
+        let usage =
+            json!({ "choices": [], "usage": { "prompt_tokens": u64::MAX, "completion_tokens": u64::MAX } });
+        assert!(after(3, "abc", &[]).events(event(&usage).as_bytes()).is_ok());
     }
 
     #[test]

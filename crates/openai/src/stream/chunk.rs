@@ -21,7 +21,9 @@ impl<'de> Visitor<'de> for Chunk<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = Seen::default();
         while let Some(key) = map.next_key_seed(KeySeed)? {
+            seen.once(key)?;
             match key {
                 Key::Choices => map.next_value_seed(Choices { state: self.state })?,
                 Key::Error => {
@@ -142,8 +144,10 @@ impl<'de> Visitor<'de> for Choice<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        let transcript = self.state.transcript.text.len();
+        let before = self.state.transcript.mark();
+        let mut seen = Seen::default();
         while let Some(key) = map.next_key_seed(KeySeed)? {
+            seen.once(key)?;
             match key {
                 Key::Index => self.index = map.next_value()?,
                 Key::Delta => map.next_value_seed(Delta { state: self.state, index: self.index })?,
@@ -153,8 +157,9 @@ impl<'de> Visitor<'de> for Choice<'_> {
             }
         }
         // Some engines sort their keys: until the index came, the choice was taken for the first.
-        if self.index != 0 {
-            self.state.transcript.text.truncate(transcript);
+        if self.index != 0 && self.state.transcript.mark() > before {
+            self.state.transcript.back_to(before);
+            self.state.other_output = true;
         }
         self.state.choices = self.state.choices.max(self.index.saturating_add(1));
         self.state.finished |= u128::from(self.finished) << self.index.min(127);
@@ -214,7 +219,9 @@ impl<'de> Visitor<'de> for Delta<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = Seen::default();
         while let Some(key) = map.next_key_seed(KeySeed)? {
+            seen.once(key)?;
             match key {
                 Key::Content => map.next_value_seed(Text { state: self.state, keep: self.index == 0 })?,
                 Key::Reasoning => map.next_value_seed(Text { state: self.state, keep: false })?,
@@ -276,7 +283,27 @@ impl<'de> Visitor<'de> for Text<'_> {
     }
 }
 
+/// The keys of one object so far.
+#[derive(Default)]
+struct Seen(u16);
+
+impl Seen {
+    /// Of a key that is given twice, readers take one or the other. Those with several names may come under each.
+    fn once<E: serde::de::Error>(&mut self, key: Key) -> Result<(), E> {
+        let bit = match key {
+            Key::Reasoning | Key::ToolCalls | Key::Unknown => 0,
+            key => 1 << key as u16,
+        };
+        if self.0 & bit != 0 {
+            return Err(E::custom("a key is given twice"));
+        }
+        self.0 |= bit;
+        Ok(())
+    }
+}
+
 /// The keys that matter anywhere in a chunk.
+#[derive(Clone, Copy)]
 enum Key {
     Choices,
     Error,

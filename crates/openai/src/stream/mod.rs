@@ -110,6 +110,11 @@ impl StreamState {
         self.finished.count_ones() >= self.choices.max(at_least).clamp(1, 128)
     }
 
+    /// More than the first one has begun, whatever was asked for.
+    pub(crate) fn has_several_choices(&self) -> bool {
+        self.choices > 1
+    }
+
     /// Something has come that a client is waiting for: the answer may be committed to.
     pub fn is_committable(&self) -> bool {
         self.meaningful || self.is_complete()
@@ -288,6 +293,8 @@ mod tests {
         check(r#"{"choices":[{"index":-1}]}"#, "malformed");
         check(r#"{"choices":[{"index":0,"delta":{"content":5}}]}"#, "malformed");
         check(r#"{"choices":[]} x"#, "malformed");
+        check(r#"{"choices":[],"choices":[]}"#, "given twice");
+        check(r#"{"choices":[{"index":0,"delta":{"content":"a","content":"b"}}]}"#, "given twice");
         check(r#"{"error":{"message":"out of memory","code":500}}"#, "out of memory");
         check(r#"{"error":"boom"}"#, "boom");
         let end = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
@@ -305,6 +312,7 @@ mod tests {
             ],
         );
         assert_eq!((state.transcript.text(), state.pieces), (Some("ab"), 4));
+        assert!(state.other_output, "there is more than that");
     }
 
     #[test]
