@@ -31,7 +31,7 @@ async fn an_event_of_a_hundred_megabytes_is_not_waited_for() {
     assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_malformed_event"));
     assert_eq!(reply.header("x-should-retry"), Some("false"));
     assert_eq!((reply.attempts(), world.requests()), (1, vec![asked[0] + 1, asked[1]]));
-    until("left", || world.sims[0].cancelled() == left + 1).await;
+    until("left", || world.sims[0].cancelled() > left).await;
     let sent = world.sims[0].stats().sent_bytes;
     assert!(sent < asked[0] as u64 * FEW + FEW, "{sent}");
     // It is the request's doing rather than the engine's.
