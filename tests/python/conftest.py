@@ -6,7 +6,7 @@ import openai
 import pytest
 
 import processes
-from processes import Backstop, Llama, Sim, eventually
+from processes import Backstop, Identity, Llama, Sim, eventually
 
 # Failures in quick succession are the point of many tests; without these the endpoint would be taken out.
 PATIENT = {
@@ -45,6 +45,17 @@ def launch(tmp_path):
                 return stack.enter_context(Backstop(tmp_path, list(servers), **{**PATIENT, **settings}))
 
         yield Launch
+
+
+@pytest.fixture
+def identity(tmp_path) -> Identity:
+    """A certificate for this machine, and the authority that vouches for it."""
+    return Identity(tmp_path / "identity")
+
+
+@pytest.fixture
+def other_identity(tmp_path) -> Identity:
+    return Identity(tmp_path / "other")
 
 
 @pytest.fixture

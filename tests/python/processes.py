@@ -9,6 +9,7 @@ import pathlib
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -147,14 +148,45 @@ class Llama(Process):
         return float(re.search(rf"^llamacpp:{name} (\S+)$", text, re.MULTILINE)[1])
 
 
-class Backstop(Process):
-    """The gateway with one service `chat`, whose one version runs on `servers`.
+class Identity:
+    """Certificate and key of a server on this machine, and the certificate of a private authority."""
 
-    `settings` are the service's, `file` those of the whole file.
+    def __init__(self, folder: pathlib.Path):
+        folder.mkdir()
+        self.ca, self.cert, self.key = (str(folder / f"{name}.pem") for name in ("ca", "cert", "key"))
+        ca_key, request, names = folder / "ca-key.pem", folder / "request.pem", folder / "names"
+        names.write_text("subjectAltName = IP:127.0.0.1")
+        new = ["req", "-newkey", "rsa:2048", "-nodes"]
+        self.openssl(*new, "-x509", "-days", "2", "-subj", f"/CN={folder.name}", "-keyout", ca_key, "-out", self.ca)
+        self.openssl(*new, "-subj", "/CN=backstop", "-keyout", self.key, "-out", request)
+        signed_by = ["-CA", self.ca, "-CAkey", ca_key, "-CAcreateserial"]
+        self.openssl("x509", "-req", "-days", "2", "-in", request, *signed_by, "-extfile", names, "-out", self.cert)
+
+    @staticmethod
+    def openssl(*arguments) -> None:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+class Backstop(Process):
+    """The gateway with one service `chat`, whose one version runs on `servers`, by TLS if it has an `identity`.
+
+    `settings` are the service's, `endpoint` those of each server, `file` those of the whole file.
     """
 
-    def __init__(self, folder: pathlib.Path, servers: list, drain: str = "2s", file: dict | None = None, **settings):
-        endpoints = [{"url": server.url, "engine": server.engine} for server in servers]
+    engine = "openai"
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        servers: list,
+        drain: str = "2s",
+        file: dict | None = None,
+        endpoint: dict | None = None,
+        identity: Identity | None = None,
+        wait: bool = True,
+        **settings,
+    ):
+        endpoints = [{"url": server.url, "engine": server.engine, **(endpoint or {})} for server in servers]
         service = {"name": "chat", "versions": [{"name": "v1", "endpoints": endpoints}], **settings}
         config = {
             "listen": "127.0.0.1:0",
@@ -164,6 +196,9 @@ class Backstop(Process):
             "services": [service],
             **(file or {}),
         }
+        if identity:
+            config["tls"] = {"cert": identity.cert, "key": identity.key}
+        self.trust = ssl.create_default_context(cafile=identity.ca) if identity else True
         path = folder / f"backstop-{len(started)}.yaml"
         # JSON is YAML.
         path.write_text(json.dumps(config, indent=2))
@@ -172,12 +207,13 @@ class Backstop(Process):
         self.config = path
         self.start()
         serving = json.loads(self.wait_for(r'\{[^\n]*"message":"serving"[^\n]*\}\n', 30)[0])
-        self.url = f"http://{serving['listen']}"
+        self.url = f"{'https' if identity else 'http'}://{serving['listen']}"
         self.admin = f"http://{serving['admin']}"
-        eventually(self.ready, 30, "Backstop is ready")
+        if wait:
+            eventually(self.ready, 30, "Backstop is ready")
 
     def ready(self) -> bool:
-        return httpx.get(f"{self.url}/ready").status_code == 200
+        return httpx.get(f"{self.url}/ready", verify=self.trust).status_code == 200
 
     def endpoints(self) -> dict[str, dict]:
         """By URL."""

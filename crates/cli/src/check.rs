@@ -1,6 +1,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use backstop_config::Problems;
+
+use crate::tls;
+
 /// Check a configuration file and list everything that is wrong with it
 ///
 /// Exits with 0 if the file can be served, with 1 if not. Every problem is reported with file, line and column,
@@ -26,6 +30,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let problems = match backstop_config::load(&args.file) {
         Ok(config) => {
             let table = backstop_config::compile(&config, &backstop_config::Intent::default(), 1);
+            let (problems, warnings) = tls::check_files(&args.file, &config, &table);
+            for warning in warnings {
+                eprintln!("warning: {}: {warning}", args.file.display());
+            }
+            if !problems.is_empty() {
+                return report(args, problems.into());
+            }
             if args.json {
                 println!("[]");
             } else {
@@ -42,6 +53,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         Err(problems) => problems,
     };
+    report(args, problems)
+}
+
+fn report(args: &Args, problems: Problems) -> anyhow::Result<ExitCode> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&problems)?);
     } else {

@@ -9,12 +9,13 @@ use backstop_core::table::TableSpec;
 use backstop_gateway::Gateway;
 use tokio::sync::broadcast;
 
+use crate::tls::with_hint;
+
 pub(crate) struct Plane(pub(crate) Arc<Gateway>);
 
 impl DataPlane for Plane {
     fn apply(&self, table: &TableSpec) -> Result<(), String> {
-        self.0.apply(table);
-        Ok(())
+        self.0.apply(table).map_err(|error| with_hint(&error, error.hint()))
     }
 
     fn status(&self) -> Status {

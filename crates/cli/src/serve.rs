@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use backstop_config::{Config, Store};
 use backstop_controller::Control;
-use backstop_gateway::{Gateway, Leave};
-use tokio::net::TcpListener;
+use backstop_gateway::{Gateway, Leave, Listener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -15,6 +14,7 @@ use crate::handover::{Handover, Predecessor, notify};
 use crate::listeners::Listeners;
 use crate::log::{self, AccessLog, Format};
 use crate::plane::Plane;
+use crate::tls::{self, AdminListener};
 use crate::{duration, watch};
 
 /// Serve: stand between clients and model servers
@@ -85,12 +85,15 @@ async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<(
         warn!(store = %path.display(), "this release does not use the store; run-time changes are kept in `state_dir`");
     }
     let gateway = Arc::new(Gateway::new());
+    let certificate = tls::certificate(&gateway, Listener::Clients, config.tls())?;
+    let admin_certificate = tls::certificate(&gateway, Listener::Admin, config.admin_tls())?;
     let plane = Arc::new(Plane(Arc::clone(&gateway)));
     let control = Arc::new(Control::start(&args.config, config, plane)?);
     let handover = Handover::new(&state_dir, copies, predecessor, Arc::clone(&control))?;
     handover.prepared(&gateway).await;
     let Listeners { gateway: listener, admin } = listeners;
     info!(listen = %listener.local_addr()?, admin = %admin.local_addr()?, "serving");
+    let admin = AdminListener::new(admin, admin_certificate.as_ref());
 
     let (stop, hurry) = signals()?;
     let closing = Arc::clone(&gateway);
@@ -117,7 +120,7 @@ async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<(
             }
         }
     };
-    gateway.serve(listener, leave, args.drain).await;
+    gateway.serve(listener, certificate.as_ref(), leave, args.drain).await;
     hurrying.abort();
     info!("stopped");
     refused
@@ -129,7 +132,7 @@ async fn lead(
     mut handover: Handover,
     control: Arc<Control>,
     content: Vec<u8>,
-    admin: TcpListener,
+    admin: AdminListener,
     (admin_ends, admin_end): (&mut Option<oneshot::Sender<()>>, oneshot::Receiver<()>),
 ) -> anyhow::Result<()> {
     handover.relieve().await?;

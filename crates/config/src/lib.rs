@@ -167,6 +167,20 @@ pub fn parse(text: &str, file: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
     }
 }
 
+/// Something wrong with the value of `key`, such as `services[0].name`, that shows only when it is used. It is looked up
+/// in the file, for its place.
+pub fn problem_at(path: &Path, key: &str, message: String, hint: Option<&str>) -> Problem {
+    let file = path.display().to_string();
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let root = source::read(text, &file, &|name| std::env::var(name).ok(), &mut Vec::new());
+    let found = root.as_deref().and_then(|root| root.find(key));
+    // It may have been changed meanwhile.
+    let at = found.map_or(problem::Position { line: 0, column: 0 }, |node| node.at);
+    let problem = Problem::new(&file, at, key.to_owned(), message).hint(hint.map(str::to_owned));
+    if let Some(node) = found { problem.value(node.shown()) } else { problem }
+}
+
 /// The table that a configuration and the run-time changes to it describe, as its `revision`.
 pub fn compile(config: &Config, intent: &Intent, revision: u64) -> TableSpec {
     compile::table(&intent.merged(&config.document), revision)

@@ -110,6 +110,18 @@ impl Node {
         self.entries().iter().find(|entry| entry.name == name).map(|entry| entry.node.as_ref())
     }
 
+    /// The value at a path of simple names and indices, such as `services[0].name`.
+    pub(crate) fn find(&self, path: &str) -> Option<&Node> {
+        path.split('.').try_fold(self, |node, part| {
+            let mut names = part.split('[');
+            let node = node.get(names.next()?)?;
+            names.try_fold(node, |node, index| {
+                let index: usize = index.strip_suffix(']')?.parse().ok()?;
+                node.items().get(index).map(Rc::as_ref)
+            })
+        })
+    }
+
     /// Empty if this is not a mapping.
     pub(crate) fn entries(&self) -> &[Entry] {
         match &self.content {

@@ -61,10 +61,10 @@ pub(crate) struct Document {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "server-tls", transform = ordered::<Self>)]
 pub(crate) struct ServerTls {
-    /// PEM file with the certificate, and those of intermediate authorities after it.
+    /// PEM file with the certificate, and those of intermediate authorities after it. Taken up anew when it changes.
     #[schemars(length(min = 1))]
     pub(crate) cert: String,
-    /// PEM file with the private key.
+    /// PEM file with the private key; may be the same file.
     #[schemars(length(min = 1))]
     pub(crate) key: String,
 }
@@ -344,7 +344,8 @@ pub(crate) enum Protocol {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "client-tls", transform = ordered::<Self>)]
 pub(crate) struct ClientTls {
-    /// PEM file of the authorities to trust, or of the endpoint's own self-signed certificate.
+    /// PEM file of the authorities to trust, or of the endpoint's own self-signed certificate. Read anew with each
+    /// reload.
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-default" = "the system's authorities"))]
     pub(crate) ca: Option<String>,
@@ -488,7 +489,7 @@ pub(crate) enum Balance {
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "timeouts", transform = ordered::<Self>)]
 pub(crate) struct Timeouts {
-    /// TCP connection to the endpoint.
+    /// Connection to the endpoint, TLS handshake included.
     #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
     pub(crate) connect: Span,
     /// From the request sent to the first output of a stream.

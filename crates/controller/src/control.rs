@@ -365,9 +365,9 @@ struct Deed<'a> {
 fn needs_restart(started_with: &Config, config: &Config) -> Vec<&'static str> {
     let differ = [
         ("listen", started_with.listen() != config.listen()),
-        ("tls", started_with.tls().is_some() != config.tls().is_some()),
+        ("tls", started_with.tls() != config.tls()),
         ("admin.listen", started_with.admin_listen() != config.admin_listen()),
-        ("admin.tls", started_with.admin_tls().is_some() != config.admin_tls().is_some()),
+        ("admin.tls", started_with.admin_tls() != config.admin_tls()),
         ("store", started_with.store() != config.store()),
         ("state_dir", started_with.state_dir() != config.state_dir()),
     ];

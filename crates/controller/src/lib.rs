@@ -20,6 +20,9 @@ use backstop_core::status::{DependencyState, Status};
 use backstop_core::table::TableSpec;
 use tokio::sync::broadcast;
 
+/// Where the control API listens.
+pub use axum::serve::Listener;
+
 pub use crate::change::{Actor, LastChange, Refusal, StartError};
 pub use crate::control::Control;
 pub use crate::server::serve;

@@ -37,6 +37,15 @@ pub enum What {
         addresses: usize,
         reason: String,
     },
+    /// Something about the certificate that one of our listeners shows.
+    Certificate {
+        /// `clients` or `admin`.
+        listener: String,
+        state: CertificateState,
+        reason: String,
+        /// End of the certificate in use, in seconds since the Unix epoch.
+        not_after: u64,
+    },
     /// A new table serves.
     Table { revision: u64 },
     /// Somebody changed what is to be served.
@@ -57,8 +66,17 @@ pub enum What {
 
 impl What {
     /// All that [`What::kind`] may say.
-    pub const KINDS: [&str; 8] =
-        ["health", "breaker", "ejected", "dependency", "resolution", "table", "change", "refused"];
+    pub const KINDS: [&str; 9] = [
+        "health",
+        "breaker",
+        "ejected",
+        "dependency",
+        "resolution",
+        "certificate",
+        "table",
+        "change",
+        "refused",
+    ];
 
     /// What `event` says in its serialised form.
     pub fn kind(&self) -> &'static str {
@@ -68,6 +86,7 @@ impl What {
             Self::Ejected { .. } => "ejected",
             Self::Dependency { .. } => "dependency",
             Self::Resolution { .. } => "resolution",
+            Self::Certificate { .. } => "certificate",
             Self::Table { .. } => "table",
             Self::Change { .. } => "change",
             Self::Refused { .. } => "refused",
@@ -84,6 +103,20 @@ pub enum ResolutionState {
     Failing,
     /// Some addresses are left out.
     Limited,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum CertificateState {
+    /// A new one is in use.
+    Renewed,
+    /// What is in the files now can't be used; the old one stays in use.
+    Refused,
+    /// It ends soon.
+    Expiring,
+    /// It has ended. It is still shown: those who don't check it are served.
+    Expired,
 }
 
 /// Where an endpoint stands in the configuration.

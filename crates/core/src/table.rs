@@ -425,7 +425,7 @@ pub enum DependencyEffect {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeouts {
-    /// TCP connection to the upstream.
+    /// Connection to the upstream, TLS handshake included.
     pub connect: Duration,
     /// Request sent → first meaningful output of a stream.
     pub first_token: Duration,

@@ -7,14 +7,15 @@ use arc_swap::ArcSwap;
 use backstop_core::dependency::{Change, Dependency as Health};
 use backstop_core::event::What;
 use backstop_core::status::{DependencyState, DependencyStatus};
-use backstop_core::table::{DependencyCheck, DependencySpec, Target};
+use backstop_core::table::{DependencyCheck, DependencySpec, Protocol, Target, TlsSpec};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 use rand::RngExt;
 
-use crate::discovery::{Discovery, Host};
+use crate::discovery::Discovery;
 use crate::events::Events;
-use crate::upstream::{Exchange, Pool, UpstreamRequest};
+use crate::tls::Trust;
+use crate::upstream::{Connector, Exchange, Pool, UpstreamRequest};
 
 /// The longest answer to a check that is read, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -24,7 +25,7 @@ pub(crate) struct Dependency {
     pub(crate) service: Arc<str>,
     pub(crate) name: Arc<str>,
     pub(crate) spec: ArcSwap<DependencySpec>,
-    host: Host,
+    pub(crate) pool: Arc<Pool>,
     health: Mutex<Health>,
     events: Arc<Events>,
 }
@@ -33,15 +34,11 @@ impl Dependency {
     pub(crate) fn new(
         service: Arc<str>,
         spec: &DependencySpec,
-        discovery: &Discovery,
+        connector: Connector,
         events: Arc<Events>,
     ) -> Self {
-        let host = match &spec.check {
-            DependencyCheck::Tcp { host, .. } => host,
-            DependencyCheck::Http { target, .. } => &target.host,
-        };
         Self {
-            host: discovery.host(host),
+            pool: Arc::new(Pool::new(connector).for_probes()),
             service,
             name: spec.name.as_str().into(),
             spec: ArcSwap::from_pointee(spec.clone()),
@@ -87,33 +84,43 @@ impl Dependency {
     }
 }
 
+/// How to reach what `spec` asks to check.
+pub(crate) fn connector(spec: &DependencySpec, discovery: &Discovery, trust: &Trust) -> Connector {
+    let target = match &spec.check {
+        DependencyCheck::Tcp { host, port } => {
+            Target { host: host.clone(), port: *port, ..Target::default() }
+        }
+        DependencyCheck::Http { target, .. } => target.clone(),
+    };
+    let tls = trust.client(&target, Protocol::Auto, &TlsSpec::default());
+    let host = discovery.host(&target.host);
+    Connector::new(target, host, Protocol::Auto, tls)
+}
+
 /// Checks `dependency` for as long as the task lives.
 pub(crate) async fn watch(dependency: Arc<Dependency>) {
     loop {
         let spec = dependency.spec.load_full();
-        dependency.observe(check(&spec, &dependency.host).await);
+        dependency.observe(check(&spec, &dependency.pool).await);
         let jittered = spec.interval.mul_f64(rand::rng().random_range(0.9..1.1));
         tokio::time::sleep(jittered).await;
     }
 }
 
-async fn check(spec: &DependencySpec, host: &Host) -> Result<(), String> {
+async fn check(spec: &DependencySpec, pool: &Arc<Pool>) -> Result<(), String> {
     let found = async {
         match &spec.check {
-            DependencyCheck::Tcp { port, .. } => {
-                let target = Target { port: *port, ..Target::default() };
-                let connected = Pool::new(target, host.clone()).try_connect(spec.timeout).await;
-                connected.map_err(|error| error.to_string())
+            DependencyCheck::Tcp { .. } => {
+                pool.try_connect(spec.timeout).await.map_err(|error| error.to_string())
             }
-            DependencyCheck::Http { target, path } => get(host, target, path, spec.timeout).await,
+            DependencyCheck::Http { target, path } => get(pool, target, path, spec.timeout).await,
         }
     };
     let late = || Err(format!("no answer within {:?}", spec.timeout));
     tokio::time::timeout(spec.timeout, found).await.unwrap_or_else(|_| late())
 }
 
-async fn get(at: &Host, target: &Target, path: &str, timeout: Duration) -> Result<(), String> {
-    let pool = Arc::new(Pool::new(target.clone(), at.clone()));
+async fn get(pool: &Arc<Pool>, target: &Target, path: &str, timeout: Duration) -> Result<(), String> {
     let host = HeaderValue::from_str(&target.authority()).map_err(|error| error.to_string())?;
     let agent = HeaderValue::from_static(concat!("backstop-probe/", env!("CARGO_PKG_VERSION")));
     let headers = HeaderMap::from_iter([
@@ -124,7 +131,7 @@ async fn get(at: &Host, target: &Target, path: &str, timeout: Duration) -> Resul
     ]);
     let request =
         UpstreamRequest { method: Method::GET, target: path.to_owned(), headers, body: Bytes::new() };
-    let answer = Exchange::send(&pool, &request, timeout).await.map_err(|error| error.to_string())?;
+    let answer = Exchange::send(pool, &request, timeout).await.map_err(|error| error.to_string())?;
     let status = answer.status;
     // A server that is cut off while it writes may log an error each time.
     drop(answer.exchange.collect(MAX_ANSWER).await);

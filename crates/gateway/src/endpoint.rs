@@ -14,10 +14,9 @@ use http::HeaderValue;
 use tokio::sync::Notify;
 
 use crate::clock;
-use crate::discovery::Host;
 use crate::events::{self, Events};
 use crate::probe::EngineMetrics;
-use crate::upstream::Pool;
+use crate::upstream::{Connector, Pool};
 
 /// A failed attempt says nothing good about speed: it is entered into the latency as at least this.
 const FAILURE_LATENCY: Duration = Duration::from_secs(5);
@@ -168,11 +167,11 @@ struct Load {
 }
 
 impl Endpoint {
-    pub(crate) fn new(id: EndpointId, settings: Settings, host: Host, events: Arc<Events>) -> Self {
+    pub(crate) fn new(id: EndpointId, settings: Settings, connector: Connector, events: Arc<Events>) -> Self {
         let load = Load::default();
         load.dynamic.store(DynamicWeight::default().factor().to_bits(), Relaxed);
         Self {
-            pool: Arc::new(Pool::new(settings.spec.target.clone(), host)),
+            pool: Arc::new(Pool::new(connector)),
             identity: fnv1a(id.url.as_bytes()),
             id,
             settings: ArcSwap::from_pointee(settings),

@@ -5,11 +5,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backstop_core::breaker;
-use backstop_core::event::{EndpointName, Event, ResolutionState, What};
+use backstop_core::event::{CertificateState, EndpointName, Event, ResolutionState, What};
 use backstop_core::health::{Change, State};
 use backstop_core::outlier::Counts;
 use tokio::sync::broadcast;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::clock;
 use crate::endpoint::EndpointId;
@@ -100,6 +100,11 @@ fn log(what: &What) {
         What::Resolution { name, state: ResolutionState::Limited, addresses, reason } => {
             warn!(name, addresses, reason, "host name has too many addresses");
         }
+        What::Certificate { listener, state, reason, .. } => match state {
+            CertificateState::Renewed => info!(listener, "{reason}"),
+            CertificateState::Expiring => warn!(listener, "{reason}"),
+            CertificateState::Refused | CertificateState::Expired => error!(listener, "{reason}"),
+        },
         What::Table { revision } => info!(revision, "table applied"),
         What::Change { actor, action, subject, revision } => {
             info!(actor, action, subject, revision, "changed by an operator");

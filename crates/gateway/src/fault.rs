@@ -35,7 +35,7 @@ pub(crate) enum Refusal {
     #[error("the request body did not arrive in time")]
     BodyTimeout,
     #[error("the request body could not be read: {0}")]
-    Body(hyper::Error),
+    Body(String),
     #[error("{0}")]
     Peek(#[from] backstop_openai::peek::PeekError),
     #[error("no API key was sent; send it as `authorization: Bearer KEY`")]

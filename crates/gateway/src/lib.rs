@@ -8,7 +8,6 @@ mod answer;
 mod attempt;
 mod body;
 mod cache;
-mod client_io;
 mod clock;
 mod dependency;
 mod discovery;
@@ -37,6 +36,7 @@ mod status;
 mod stream;
 mod table;
 mod tasks;
+mod tls;
 mod upstream;
 
 use std::future::Future;
@@ -66,6 +66,25 @@ pub use server::Leave;
 use server::Phase;
 use table::Table;
 use tasks::OwnedTask;
+use tls::Certificates;
+
+pub use tls::{
+    Certificate, CertificateFiles, Listener, PemError, TrustError, check_authorities, check_certificate,
+};
+
+/// Why a table can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+}
+
+impl ApplyError {
+    pub fn hint(&self) -> Option<&'static str> {
+        let Self::Trust(error) = self;
+        error.hint()
+    }
+}
 
 /// Between two tables that are linked anew because names lead elsewhere.
 const RELINK_PAUSE: Duration = Duration::from_millis(50);
@@ -80,6 +99,7 @@ pub(crate) struct Shared {
     pub(crate) deep_check: LastDeepCheck,
     /// Every service has had an endpoint that could serve.
     pub(crate) started: AtomicBool,
+    pub(crate) certificates: Certificates,
     phases: watch::Sender<Phase>,
     /// The value of `phases`, readable without a lock.
     phase: AtomicU8,
@@ -143,12 +163,14 @@ struct Linker {
 }
 
 impl Linker {
-    fn apply(&self, spec: &TableSpec) {
+    fn apply(&self, spec: &TableSpec) -> Result<(), ApplyError> {
         let mut serving = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
+        self.registry.trust(spec)?;
         serving.clone_from(spec);
         self.registry.discovery.configure(&spec.dns);
         self.link(spec, "no longer in the configuration");
         self.registry.events.emit(What::Table { revision: spec.revision });
+        Ok(())
     }
 
     fn link(&self, spec: &TableSpec, reason: &str) {
@@ -185,6 +207,7 @@ impl Gateway {
             machine: Arc::default(),
             deep_check: LastDeepCheck::default(),
             started: AtomicBool::new(false),
+            certificates: Certificates::default(),
             phases: watch::Sender::new(Phase::Running),
             phase: AtomicU8::new(Phase::Running as u8),
             handed_over: AtomicBool::new(false),
@@ -202,14 +225,36 @@ impl Gateway {
 
     /// Serves from `spec` from now on, in one swap. Endpoints that it names again keep all that is known of them;
     /// requests in flight end on the table they began with.
-    pub fn apply(&self, spec: &TableSpec) {
-        self.linker.apply(spec);
+    ///
+    /// # Errors
+    ///
+    /// Why it can't be served; then the one before it stays.
+    pub fn apply(&self, spec: &TableSpec) -> Result<(), ApplyError> {
+        self.linker.apply(spec)
     }
 
-    /// Serves clients of `listener` until `stop` resolves. Then new connections are refused, or left to another
-    /// process, and requests in flight may end for up to `drain`; what is left ends with a proper error.
-    pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = Leave>, drain: Duration) {
-        server::run(Arc::clone(&self.shared), listener, stop, drain).await;
+    /// The certificate that a listener is to show, followed on disk while it lives; it is among the metrics.
+    ///
+    /// # Errors
+    ///
+    /// Which of the files can't be used, and why.
+    pub fn certificate(&self, listener: Listener, files: CertificateFiles) -> Result<Certificate, PemError> {
+        let certificate = Certificate::read(listener, files, Arc::clone(&self.events))?;
+        self.shared.certificates.add(&certificate);
+        Ok(certificate)
+    }
+
+    /// Serves clients of `listener`, in cleartext or by TLS, until `stop` resolves. Then new connections are refused,
+    /// or left to another process, and requests in flight may end for up to `drain`; what is left ends with a proper
+    /// error.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        tls: Option<&Certificate>,
+        stop: impl Future<Output = Leave>,
+        drain: Duration,
+    ) {
+        server::run(Arc::clone(&self.shared), listener, tls, stop, drain).await;
     }
 
     /// Ends what is still in flight now, with a proper error.

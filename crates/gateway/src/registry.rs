@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backstop_core::table::{CacheSpec, DependencySpec, EndpointSpec, ServiceSpec};
+use backstop_core::table::{CacheSpec, DependencySpec, EndpointSpec, ServiceSpec, TableSpec};
 
 use crate::admission::Gate;
 use crate::cache::Cache;
@@ -16,6 +16,8 @@ use crate::metrics::{ServiceMetrics, VersionMetrics};
 use crate::probe;
 use crate::table::{Service, Table};
 use crate::tasks::OwnedTask;
+use crate::tls::{Trust, TrustError};
+use crate::upstream::Connector;
 
 pub(crate) struct Registry {
     entries: Mutex<HashMap<EndpointId, Entry>>,
@@ -26,6 +28,8 @@ pub(crate) struct Registry {
     /// By service and name.
     dependencies: Mutex<HashMap<(String, String), WatchedDependency>>,
     pub(crate) discovery: Discovery,
+    /// For the table that is linked last.
+    trust: Mutex<Trust>,
     pub(crate) events: Arc<Events>,
 }
 
@@ -58,8 +62,16 @@ impl Registry {
             caches: Mutex::default(),
             dependencies: Mutex::default(),
             discovery: Discovery::new(Arc::clone(&events)),
+            trust: Mutex::default(),
             events,
         }
+    }
+
+    /// Reads the certificate authorities that `spec` names. To be called before it is linked.
+    pub(crate) fn trust(&self, spec: &TableSpec) -> Result<(), TrustError> {
+        let mut trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        *trust = Trust::read(spec, &trust)?;
+        Ok(())
     }
 
     /// The endpoint that a spec names, in its place: the one that is known, with its new settings, or a new one.
@@ -76,8 +88,15 @@ impl Registry {
             url: located.url.into(),
         };
         let settings = Settings::new(service, spec);
+        let trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        let tls = trust.client(&spec.target, spec.protocol, &spec.tls);
+        drop(trust);
+        let connector = Connector::new(spec.target.clone(), located.host, spec.protocol, tls);
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get(&id) {
+            if entry.endpoint.pool.reconfigure(connector) {
+                entry.endpoint.suspicion.notify_one();
+            }
             if **entry.endpoint.settings.load() != settings {
                 entry.endpoint.settings.store(Arc::new(settings));
                 entry.endpoint.obey(spec.duty);
@@ -85,7 +104,7 @@ impl Registry {
             }
             return Arc::clone(&entry.endpoint);
         }
-        let endpoint = Arc::new(Endpoint::new(id.clone(), settings, located.host, Arc::clone(&self.events)));
+        let endpoint = Arc::new(Endpoint::new(id.clone(), settings, connector, Arc::clone(&self.events)));
         endpoint.obey(spec.duty);
         let probes = [
             OwnedTask::spawn("probe", probe::watch(Arc::clone(&endpoint))),
@@ -131,14 +150,18 @@ impl Registry {
     pub(crate) fn dependency(&self, service: &Arc<str>, spec: &DependencySpec) -> Arc<Dependency> {
         let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         let id = (service.to_string(), spec.name.clone());
+        let trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        let connector = dependency::connector(spec, &self.discovery, &trust);
+        drop(trust);
         if let Some(WatchedDependency { dependency, .. }) = dependencies.get(&id)
             && dependency.spec.load().check == spec.check
         {
+            dependency.pool.reconfigure(connector);
             dependency.spec.store(Arc::new(spec.clone()));
             return Arc::clone(dependency);
         }
         let dependency =
-            Arc::new(Dependency::new(Arc::clone(service), spec, &self.discovery, Arc::clone(&self.events)));
+            Arc::new(Dependency::new(Arc::clone(service), spec, connector, Arc::clone(&self.events)));
         let watch = OwnedTask::spawn("dependency", dependency::watch(Arc::clone(&dependency)));
         dependencies.insert(id, WatchedDependency { dependency: Arc::clone(&dependency), _watch: watch });
         dependency

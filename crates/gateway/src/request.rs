@@ -133,7 +133,7 @@ async fn understand(
     let api = check_head(&head, !body.is_end_stream())?;
     let client = shared.table.load().identities.client(&head.headers)?.cloned();
     record.asked_by(client.clone());
-    let body = read_body(body, &head.headers).await?;
+    let body = read_body(body, &head).await?;
 
     let table = shared.table.load();
     let (service, asked) = find_service(&table, api, &head.headers, &body, client.as_deref())?;

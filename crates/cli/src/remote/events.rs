@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use backstop_core::event::{EndpointName, Event, ResolutionState, What};
+use backstop_core::event::{CertificateState, EndpointName, Event, ResolutionState, What};
 use backstop_core::health::State;
 use backstop_core::status::DependencyState;
 use serde::Deserialize;
@@ -166,6 +166,14 @@ fn told(event: &Event, colour: bool) -> String {
             };
             (format!("{name}: {reason}, addresses in use: {addresses}"), Some(tone))
         }
+        What::Certificate { listener, state, reason, .. } => {
+            let tone = match state {
+                CertificateState::Renewed => AnsiColor::Green,
+                CertificateState::Expiring => AnsiColor::Yellow,
+                CertificateState::Refused | CertificateState::Expired => AnsiColor::Red,
+            };
+            (format!("{listener}: {reason}"), Some(tone))
+        }
         What::Table { revision } => (format!("revision {revision} serves"), None),
         What::Change { actor, action, subject, revision } => {
             (format!("{actor}: {action} {subject} (revision {revision})"), None)
@@ -175,6 +183,6 @@ fn told(event: &Event, colour: bool) -> String {
         }
     };
     let style = tone.filter(|_| colour).map_or_else(Style::new, |tone| tone.on_default());
-    let kind = format!("{style}{:<10}{style:#}", event.what.kind());
+    let kind = format!("{style}{:<11}{style:#}", event.what.kind());
     format!("{:>5}  {}  {kind}  {what}", event.id, text::time(event.at))
 }

@@ -13,5 +13,9 @@ mod engine_sim;
 mod https;
 mod operators;
 mod reload;
+#[expect(dead_code, reason = "shared with the gateway's tests, which need all of it")]
+#[path = "../../../gateway/tests/it/secure.rs"]
+mod secure;
 mod stop;
+mod tls;
 mod upgrade;

@@ -124,6 +124,8 @@ metrics! {
         "Time since the addresses of a host name were last answered well; only of names that once were.";
     RESOLUTION_ADDRESSES = Gauge "backstop_resolution_addresses" &["name"],
         "Addresses of a host name that are in use.";
+    CERTIFICATE = Gauge "backstop_certificate_not_after_seconds" &["listener"],
+        "End of the certificate that a listener shows (listener: clients or admin), in seconds since the Unix epoch.";
     REVISION = Gauge "backstop_table_revision" &[],
         "Revision of the configuration that serves.";
     BUILD = Gauge "backstop_build_info" &["release"],
@@ -246,6 +248,9 @@ pub(crate) fn page(shared: &Shared, discovery: &Discovery) -> String {
     let mut page = Page::default();
     for (code, count) in shared.refused.all() {
         page.add(&REFUSED, &[code], count as f64);
+    }
+    for (listener, end) in shared.certificates.ends() {
+        page.add(&CERTIFICATE, &[listener], end as f64);
     }
     page.add(&REVISION, &[], table.revision as f64);
     page.add(&BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);

@@ -87,7 +87,7 @@ impl Client {
         if let Some(credentials) = &settings.credentials {
             headers.insert(header::AUTHORIZATION, credentials.clone());
         }
-        let target = format!("{}{path}", self.pool.target().base_path);
+        let target = format!("{}{path}", self.pool.connector().target().base_path);
         let request = UpstreamRequest { method, target, headers, body };
         let exchange = async {
             let answer = Exchange::send(&self.pool, &request, timeout).await?;

@@ -1,21 +1,21 @@
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 
-use super::pool::{ConnectError, Connection, Pool};
-use super::wire::{self, BodyDecoder, Head, HeadDecoder, Part, WireError};
+use super::connector::ConnectError;
+use super::pool::{Pool, Way};
+use super::wire::WireError;
+use super::{http1, http2};
 use crate::{clock, tasks};
 
-/// How long a finished answer may take to end on the wire before its connection is given up.
+/// How long a finished answer may take to end on the wire before it is given up.
 const LINGER: Duration = Duration::from_secs(1);
 /// A closed connection answers within a round trip; one that closes later has been at work.
 const STALE_WITHIN: Duration = Duration::from_millis(500);
-/// The most of an answer that is handed over at once, in bytes.
-const MAX_READ_AHEAD: usize = 64 * 1024;
 
 /// What is to be sent.
 pub(crate) struct UpstreamRequest {
@@ -44,55 +44,42 @@ pub(crate) struct Answer {
     pub(crate) exchange: Exchange,
 }
 
-/// One request on one connection. Dropping it closes the connection, which is how work is cancelled upstream.
-pub(crate) struct Exchange {
-    connection: Connection,
-    decoder: BodyDecoder,
-    ended: bool,
-    /// Found behind data that was still good; comes next.
-    fault: Option<WireError>,
-    keep_alive: bool,
-    pool: Arc<Pool>,
+/// One request and its answer. Dropping it ends the one, or the connection that it has to itself, which is how work is
+/// cancelled upstream.
+pub(crate) enum Exchange {
+    Http1(http1::Exchange),
+    Http2(http2::Exchange),
 }
 
 impl Exchange {
     /// Sends `request` and waits for the head of the answer.
     ///
-    /// A pooled connection that turns out to be closed at once, before anything came back, is replaced once by a new
-    /// one: servers close idle connections at any time, and that says nothing about their health.
+    /// A pooled connection that turns out to be closed, before the server can have begun to work on the request, is
+    /// replaced once by a new one: servers close idle connections at any time, and that says nothing about their
+    /// health. What is not the usual way (a pooled connection with HTTP/1.1) is boxed, so that requests stay small.
     pub(crate) async fn send(
         pool: &Arc<Pool>,
         request: &UpstreamRequest,
         connect_timeout: Duration,
     ) -> Result<Answer, SendError> {
-        if let Some(connection) = pool.reuse() {
+        if let Some(way) = pool.reuse() {
             let sent = clock::now();
-            match Self::send_on(pool, connection, request).await {
-                Err(error) if was_stale(&error) && clock::now() - sent < STALE_WITHIN => {}
+            match Self::send_by(pool, way, request).await {
+                Err(error) if was_stale(&error, sent) => {}
                 other => return Ok(other?),
             }
         }
-        let connection = pool.connect(connect_timeout).await?;
-        Ok(Self::send_on(pool, connection, request).await?)
+        let way = Box::pin(pool.connect(connect_timeout)).await?;
+        Ok(Self::send_by(pool, way, request).await?)
     }
 
-    async fn send_on(
-        pool: &Arc<Pool>,
-        mut connection: Connection,
-        request: &UpstreamRequest,
-    ) -> Result<Answer, WireError> {
-        let mut head = Vec::with_capacity(512);
-        wire::encode_head(&request.method, &request.target, &request.headers, request.body.len(), &mut head);
-        let mut outgoing = Bytes::from(head).chain(request.body.clone());
-        let mut decoder = HeadDecoder::default();
-        let Head { status, headers, body, keep_alive } =
-            poll_fn(|cx| poll_head(&mut connection, &mut outgoing, &mut decoder, &request.method, cx))
-                .await?;
-        // An answer to half a request is an answer, but what is left of the request would follow it.
-        let keep_alive = keep_alive && !outgoing.has_remaining();
-        let exchange =
-            Self { connection, decoder: body, ended: false, fault: None, keep_alive, pool: Arc::clone(pool) };
-        Ok(Answer { status, headers, exchange })
+    async fn send_by(pool: &Arc<Pool>, way: Way, request: &UpstreamRequest) -> Result<Answer, WireError> {
+        match way {
+            Way::Http1(connection) => http1::Exchange::send(pool, connection, request).await,
+            Way::Http2(slot) => {
+                Box::pin(http2::Exchange::send(slot, pool.connector().target().scheme, request)).await
+            }
+        }
     }
 
     /// The next bytes of the body, as many as are there up to 64 KiB; `None` at its proper end.
@@ -100,58 +87,15 @@ impl Exchange {
     /// # Cancel safety
     /// Nothing is lost when the caller stops polling.
     pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, WireError>>> {
-        if let Some(fault) = self.fault.take() {
-            return Poll::Ready(Some(Err(fault)));
+        match self {
+            Self::Http1(exchange) => exchange.poll_data(cx),
+            Self::Http2(exchange) => exchange.poll_data(cx),
         }
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let mut first = Bytes::new();
-        let mut all = BytesMut::new();
-        loop {
-            match self.decoder.next(&mut self.connection.buffer) {
-                // Often there is just one chunk, which need not be copied.
-                Ok(Part::Data(data)) if first.is_empty() => first = data,
-                Ok(Part::Data(data)) => {
-                    if all.is_empty() {
-                        all.reserve(first.len() + data.len() + self.connection.buffer.len());
-                        all.extend_from_slice(&first);
-                    }
-                    all.extend_from_slice(&data);
-                }
-                Ok(Part::End) => {
-                    self.ended = true;
-                    break;
-                }
-                Ok(Part::Incomplete) if !first.is_empty() => break,
-                Ok(Part::Incomplete) => match ready!(self.connection.poll_read(cx)) {
-                    Ok(0) => match self.decoder.closed() {
-                        Ok(_) => {
-                            self.ended = true;
-                            return Poll::Ready(None);
-                        }
-                        Err(error) => return Poll::Ready(Some(Err(error))),
-                    },
-                    Ok(_) => {}
-                    Err(error) => return Poll::Ready(Some(Err(error.into()))),
-                },
-                Err(error) if !first.is_empty() => {
-                    self.fault = Some(error);
-                    break;
-                }
-                Err(error) => return Poll::Ready(Some(Err(error))),
-            }
-            if all.len() >= MAX_READ_AHEAD {
-                break;
-            }
-        }
-        let data = if all.is_empty() { first } else { all.freeze() };
-        Poll::Ready(if data.is_empty() { None } else { Some(Ok(data)) })
     }
 
     /// The whole rest of the body, or `None` if it is longer than `limit` bytes. One that says so is not read at all.
     pub(crate) async fn collect(mut self, limit: usize) -> Result<Option<Bytes>, WireError> {
-        if self.decoder.announces_more_than(limit) {
+        if self.announces_more_than(limit) {
             return Ok(None);
         }
         let mut first = Bytes::new();
@@ -181,7 +125,7 @@ impl Exchange {
         match self.poll_data(&mut quiet) {
             Poll::Ready(None) => self.give_back(),
             Poll::Ready(Some(_)) => {}
-            Poll::Pending if !self.keep_alive => {}
+            Poll::Pending if !self.may_go_on() => {}
             Poll::Pending => drop(tasks::spawn("linger", async move {
                 let end = tokio::time::timeout(LINGER, poll_fn(|cx| self.poll_data(cx))).await;
                 if matches!(end, Ok(None)) {
@@ -191,49 +135,32 @@ impl Exchange {
         }
     }
 
-    /// To be called at the end of the body.
+    fn announces_more_than(&self, limit: usize) -> bool {
+        match self {
+            Self::Http1(exchange) => exchange.announces_more_than(limit),
+            Self::Http2(exchange) => exchange.announces_more_than(limit),
+        }
+    }
+
+    fn may_go_on(&self) -> bool {
+        match self {
+            Self::Http1(exchange) => exchange.may_go_on(),
+            // A server that sees its stream reset takes the client for gone.
+            Self::Http2(_) => true,
+        }
+    }
+
     fn give_back(self) {
-        if self.keep_alive && self.ended {
-            self.pool.give_back(self.connection);
+        if let Self::Http1(exchange) = self {
+            exchange.give_back();
         }
     }
 }
 
-/// Writes the request and reads the head of the answer, whichever can go on: a server may answer before it has
-/// read everything.
-fn poll_head(
-    connection: &mut Connection,
-    outgoing: &mut impl Buf,
-    decoder: &mut HeadDecoder,
-    method: &Method,
-    cx: &mut Context<'_>,
-) -> Poll<Result<Head, WireError>> {
-    let written = connection.poll_write(cx, outgoing);
-    loop {
-        if !connection.buffer.is_empty()
-            && let Some(head) = decoder.next(&mut connection.buffer, method)?
-        {
-            return Poll::Ready(Ok(head));
-        }
-        match connection.poll_read(cx) {
-            Poll::Ready(Ok(0)) if connection.buffer.is_empty() => return Poll::Ready(Err(WireError::Closed)),
-            Poll::Ready(Ok(0)) => return Poll::Ready(Err(WireError::Truncated)),
-            Poll::Ready(Ok(_)) => {}
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
-            // A server that refuses a long request closes its side; its answer, if any, has been looked for.
-            Poll::Pending => {
-                return match written {
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
-                    _ => Poll::Pending,
-                };
-            }
-        }
-    }
-}
-
-/// Whether a request on a pooled connection met its closing rather than a fault.
-fn was_stale(error: &WireError) -> bool {
-    match error {
+/// Whether a request that was sent on a used connection at `sent` met its closing rather than a fault.
+fn was_stale(error: &WireError, sent: Instant) -> bool {
+    let closed = match error {
+        WireError::NotProcessed(_) => return true,
         WireError::Closed => true,
         WireError::Io(error) => matches!(
             error.kind(),
@@ -242,5 +169,6 @@ fn was_stale(error: &WireError) -> bool {
                 | std::io::ErrorKind::ConnectionAborted
         ),
         _ => false,
-    }
+    };
+    closed && clock::now() - sent < STALE_WITHIN
 }

@@ -1,76 +1,28 @@
 use std::io;
-use std::net::IpAddr;
-use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use backstop_core::table::Target;
-use bytes::{Buf, BytesMut};
-use tokio::net::TcpStream;
-use tokio_util::io::poll_read_buf;
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
 
-use super::dial::dial;
+use super::connection::Connection;
+use super::connector::{ConnectError, Connected, Connector};
+use super::http2::{Multiplexed, Slot};
 use crate::clock;
-use crate::discovery::Host;
 
 /// Connections kept for later, at most, per endpoint.
 const MAX_IDLE: usize = 512;
 /// A connection unused for this long is closed. Servers close idle ones after a time of their own (uvicorn: 5 s),
 /// which is noticed when the connection is taken from the pool.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Read at once, in bytes; four times as much while the upstream fills it.
-const READ_SIZE: usize = 8 * 1024;
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One connection to a model server.
-pub(super) struct Connection {
-    stream: TcpStream,
-    peer: IpAddr,
-    /// Read and not taken yet. Has no memory while there is nothing to read.
-    pub(super) buffer: BytesMut,
-    read_size: usize,
-}
-
-impl Connection {
-    /// Reads what is there into `buffer`; 0 = closed by the upstream.
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Poll::Ready(ready) = self.stream.poll_read_ready(cx) else {
-            if self.buffer.is_empty() {
-                // Waiting may take long: it should cost nothing.
-                self.buffer = BytesMut::new();
-            }
-            return Poll::Pending;
-        };
-        ready?;
-        self.buffer.reserve(self.read_size);
-        // Unlike `try_read`, this knows after a short read that there is no more, and saves a system call.
-        let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer))?;
-        let filled = self.buffer.len() == self.buffer.capacity();
-        self.read_size = if filled { 4 * READ_SIZE } else { READ_SIZE };
-        Poll::Ready(Ok(read))
-    }
-
-    /// Writes the front of `data`.
-    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, data: &mut impl Buf) -> Poll<io::Result<()>> {
-        while data.has_remaining() {
-            ready!(self.stream.poll_write_ready(cx))?;
-            let mut slices = [io::IoSlice::new(&[]); 4];
-            let count = data.chunks_vectored(&mut slices);
-            match self.stream.try_write_vectored(&slices[..count]) {
-                Ok(written) => data.advance(written),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Whether it is still open and silent, as an idle connection must be.
-    fn is_quiet(&self) -> bool {
-        let mut byte = [0];
-        self.buffer.is_empty()
-            && matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-    }
+/// A way to send one request.
+pub(super) enum Way {
+    /// A connection to itself.
+    Http1(Connection),
+    /// A place on a connection that it shares with others.
+    Http2(Slot),
 }
 
 struct Idle {
@@ -78,109 +30,173 @@ struct Idle {
     since: Instant,
 }
 
-/// Connections to one endpoint.
-pub(crate) struct Pool {
-    target: Target,
-    host: Host,
-    /// The address that accepted last: the next connection begins with it.
-    accepted: Mutex<Option<IpAddr>>,
-    /// Last in, first out, so that those not needed grow old at the bottom. The lock is held for a push or a pop.
-    idle: Mutex<Vec<Idle>>,
+impl Idle {
+    fn may_stay(&self, connector: &Connector, now: Instant) -> bool {
+        now.duration_since(self.since) < IDLE_TIMEOUT && connector.leads_to(self.connection.peer)
+    }
 }
 
-/// No connection to the endpoint.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConnectError {
-    #[error("no connection within {0:?}")]
-    Timeout(Duration),
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// The host name has no address.
-    #[error("{0}")]
-    Unresolved(String),
+/// Connections that may be used again.
+#[derive(Default)]
+struct Held {
+    /// Last in, first out, so that those not needed grow old at the bottom.
+    idle: Vec<Idle>,
+    /// The first with a free place is used, so that those not needed become idle.
+    shared: Vec<Arc<Multiplexed>>,
+    /// Grows when connections are to be made in another way from now on.
+    generation: u32,
+}
+
+impl Held {
+    fn free_slot(&mut self, connector: &Connector) -> Option<Slot> {
+        self.shared.retain(|it| it.is_usable() && connector.leads_to(it.peer));
+        self.shared.iter().find_map(Multiplexed::take)
+    }
+}
+
+/// Connections to one endpoint.
+pub(crate) struct Pool {
+    connector: Arc<ArcSwap<Connector>>,
+    /// The lock is held for a push or a pop.
+    held: Mutex<Held>,
+    /// Whether connections are kept after their first request.
+    keeps: bool,
+    /// The server was asked whether it speaks HTTP/2, and does not.
+    only_http1: AtomicBool,
+    /// One new connection after the other where several requests may share it.
+    connecting: tokio::sync::Mutex<()>,
 }
 
 impl Pool {
-    /// `host` is where `target` is.
-    pub(crate) fn new(target: Target, host: Host) -> Self {
-        Self { target, host, accepted: Mutex::default(), idle: Mutex::default() }
+    pub(crate) fn new(connector: Connector) -> Self {
+        Self::with(Arc::new(ArcSwap::from_pointee(connector)), true)
     }
 
-    /// For probes of the same endpoint.
+    /// For probes of the same endpoint, each over a connection of its own.
     pub(crate) fn for_probes(&self) -> Self {
-        Self::new(self.target.clone(), self.host.clone())
+        Self::with(Arc::clone(&self.connector), false)
     }
 
-    pub(crate) fn target(&self) -> &Target {
-        &self.target
+    fn with(connector: Arc<ArcSwap<Connector>>, keeps: bool) -> Self {
+        Self {
+            connector,
+            held: Mutex::default(),
+            keeps,
+            only_http1: AtomicBool::new(false),
+            connecting: tokio::sync::Mutex::default(),
+        }
     }
 
-    /// An idle connection that still seems open.
-    pub(super) fn reuse(&self) -> Option<Connection> {
+    pub(crate) fn connector(&self) -> Arc<Connector> {
+        self.connector.load_full()
+    }
+
+    /// Makes connections in this way from now on; `false` if that is no change. Those there are serve only what runs
+    /// on them.
+    pub(crate) fn reconfigure(&self, connector: Connector) -> bool {
+        let changes = **self.connector.load() != connector;
+        if changes {
+            self.connector.store(Arc::new(connector));
+            self.only_http1.store(false, Relaxed);
+            self.clear();
+        }
+        changes
+    }
+
+    /// A connection that still seems fit for a request.
+    pub(super) fn reuse(&self) -> Option<Way> {
+        let connector = self.connector.load();
         loop {
-            let idle = self.lock().pop()?;
-            if self.may_keep(&idle, clock::now()) && idle.connection.is_quiet() {
-                let Idle { connection, .. } = idle;
-                return Some(connection);
+            let mut held = self.lock();
+            if let Some(slot) = held.free_slot(&connector) {
+                return Some(Way::Http2(slot));
+            }
+            let mut idle = held.idle.pop()?;
+            drop(held);
+            if idle.may_stay(&connector, clock::now()) && idle.connection.is_quiet() {
+                return Some(Way::Http1(idle.connection));
             }
         }
     }
 
     /// Takes back a connection whose answer has been read to its end.
     pub(super) fn give_back(&self, mut connection: Connection) {
-        if !connection.buffer.is_empty() || !self.host.has(connection.peer) {
+        if !self.keeps || !connection.buffer.is_empty() || !self.connector.load().leads_to(connection.peer) {
             return;
         }
         connection.buffer = BytesMut::new();
-        let mut idle = self.lock();
-        if idle.len() < MAX_IDLE {
-            idle.push(Idle { connection, since: clock::now() });
+        let mut held = self.lock();
+        if held.idle.len() < MAX_IDLE && connection.generation == held.generation {
+            held.idle.push(Idle { connection, since: clock::now() });
         }
     }
 
-    pub(super) async fn connect(&self, timeout: Duration) -> Result<Connection, ConnectError> {
+    /// A new connection, or a place on one that has just been made for somebody else.
+    pub(super) async fn connect(&self, timeout: Duration) -> Result<Way, ConnectError> {
         let connecting = async {
-            let (stream, peer) = dial(self.addresses().await?, self.target.port).await?;
-            *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
-            Ok(Connection { stream, peer, buffer: BytesMut::new(), read_size: READ_SIZE })
+            let connector = self.connector();
+            if !self.keeps || !connector.may_speak_http2() || self.only_http1.load(Relaxed) {
+                return self.open(&connector).await;
+            }
+            let _one_after_the_other = self.connecting.lock().await;
+            if let Some(slot) = self.lock().free_slot(&connector) {
+                return Ok(Way::Http2(slot));
+            }
+            self.open(&connector).await
         };
         tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError::Timeout(timeout)))
     }
 
-    /// In the order in which to try them.
-    async fn addresses(&self) -> Result<Vec<IpAddr>, ConnectError> {
-        let mut addresses = self.host.addresses().await.map_err(ConnectError::Unresolved)?.to_vec();
-        let accepted = *self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = addresses.iter().position(|it| Some(*it) == accepted) {
-            addresses[..=at].rotate_right(1);
+    async fn open(&self, connector: &Connector) -> Result<Way, ConnectError> {
+        let generation = self.lock().generation;
+        let Connected { stream, peer, http2 } = connector.connect().await?;
+        self.only_http1.store(!http2, Relaxed);
+        if !http2 {
+            return Ok(Way::Http1(Connection::new(stream, peer, generation)));
         }
-        Ok(addresses)
+        let connection = Multiplexed::open(stream, peer).await?;
+        let slot = Multiplexed::take(&connection).ok_or_else(|| {
+            ConnectError::Io(io::Error::new(io::ErrorKind::ConnectionAborted, "closed at once"))
+        })?;
+        let mut held = self.lock();
+        if self.keeps && held.generation == generation {
+            held.shared.push(connection);
+        }
+        Ok(Way::Http2(slot))
     }
 
     /// Looks whether somebody listens there.
     pub(crate) async fn try_connect(&self, timeout: Duration) -> Result<(), ConnectError> {
-        self.connect(timeout).await.map(drop)
+        let connector = self.connector();
+        let connected = tokio::time::timeout(timeout, connector.connect_tcp()).await;
+        Ok(connected.map_err(|_| ConnectError::Timeout(timeout))?.map(drop)?)
     }
 
-    /// Closes all idle connections; how many there were.
+    /// Lets go of all connections: idle ones are closed, the others when what runs on them has ended. How many there
+    /// were.
     pub(crate) fn clear(&self) -> usize {
-        std::mem::take(&mut *self.lock()).len()
+        let mut held = self.lock();
+        let generation = held.generation.wrapping_add(1);
+        let Held { idle, shared, .. } = std::mem::replace(&mut *held, Held { generation, ..Held::default() });
+        drop(held);
+        idle.len() + shared.len()
     }
 
     /// Closes connections that have been idle for too long, or lead where the host is no more.
     pub(crate) fn sweep(&self) {
         let now = clock::now();
-        let mut idle = self.lock();
-        let old: Vec<Idle> = idle.extract_if(.., |idle| !self.may_keep(idle, now)).collect();
-        drop(idle);
-        drop(old);
+        let connector = self.connector.load();
+        let mut held = self.lock();
+        let old: Vec<Idle> = held.idle.extract_if(.., |it| !it.may_stay(&connector, now)).collect();
+        let may_stay = |it: &Multiplexed| {
+            it.is_usable() && it.idle_for(now) < IDLE_TIMEOUT && connector.leads_to(it.peer)
+        };
+        let unused: Vec<_> = held.shared.extract_if(.., |it| !may_stay(it)).collect();
+        drop(held);
+        drop((old, unused));
     }
 
-    fn may_keep(&self, idle: &Idle, now: Instant) -> bool {
-        now.duration_since(idle.since) < IDLE_TIMEOUT && self.host.has(idle.connection.peer)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -21,13 +21,29 @@ const MAX_TRAILERS: usize = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WireError {
     #[error("{0}")]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
     #[error("closed before an answer")]
     Closed,
     #[error("closed in the middle of the answer")]
     Truncated,
     #[error("the answer is not valid HTTP: {0}")]
     Malformed(&'static str),
+    /// Whatever ends a stream of HTTP/2 before its time.
+    #[error("{0}")]
+    Reset(String),
+    /// The server has surely not begun to work on the request.
+    #[error("not taken: {0}")]
+    NotProcessed(String),
+}
+
+impl From<std::io::Error> for WireError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            // How TLS says that a connection was closed without a word.
+            std::io::ErrorKind::UnexpectedEof => Self::Truncated,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// Writes the head of a request with a body of `length` bytes.

@@ -231,6 +231,12 @@ impl Reply {
         choice["message"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default().to_owned()
     }
 
+    /// How many events there are, if any are expected.
+    #[track_caller]
+    pub(crate) fn events_or_nothing(&self, expected: bool) -> usize {
+        if expected { self.events().len() } else { 0 }
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.events().last().is_some_and(|event| event == "[DONE]")
     }

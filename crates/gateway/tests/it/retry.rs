@@ -400,7 +400,7 @@ async fn attempts_are_bounded_however_many_engines_there_are() {
         }
         let mut spec = world.spec.clone();
         spec.services[0].timeouts.first_token = ms(30);
-        world.gateway.apply(&spec);
+        world.gateway.apply(&spec).unwrap();
         let reply = chat(world.addr, true).await;
         assert_eq!((reply.status, reply.attempts()), (504, expected));
         assert!(world.requests().iter().all(|&asked| asked <= 1), "{:?}", world.requests());

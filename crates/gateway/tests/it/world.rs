@@ -125,12 +125,12 @@ impl World {
 
     pub(crate) async fn with(sims: Vec<Sim>, spec: TableSpec) -> Self {
         let gateway = Arc::new(Gateway::new());
-        gateway.apply(&spec);
+        gateway.apply(&spec).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tokio::spawn({
             let gateway = Arc::clone(&gateway);
-            async move { gateway.serve(listener, std::future::pending(), Duration::ZERO).await }
+            async move { gateway.serve(listener, None, std::future::pending(), Duration::ZERO).await }
         });
         Self { sims, spec, gateway, addr }
     }
@@ -139,7 +139,7 @@ impl World {
     pub(crate) fn apply(&mut self, change: impl FnOnce(&mut TableSpec)) {
         self.spec.revision += 1;
         change(&mut self.spec);
-        self.gateway.apply(&self.spec);
+        self.gateway.apply(&self.spec).unwrap();
     }
 
     pub(crate) fn endpoints(&self) -> Vec<EndpointStatus> {

@@ -1,76 +1,49 @@
-//! The client's side of a connection: gives up on clients that stop reading, and explains what hyper refuses.
+//! Explains what hyper refuses of HTTP/1.1 by itself.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use backstop_openai::error::ErrorBody;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::io::{AsyncRead, AsyncWrite};
 
-/// How long a client may leave its receive window full.
-const WRITE_STALL: Duration = Duration::from_secs(60);
-
-pub(crate) struct ClientIo {
-    inner: TokioIo<TcpStream>,
-    /// Set while a write can't go on.
-    stalled: Option<Pin<Box<Sleep>>>,
+pub(super) struct Explaining<S> {
+    inner: TokioIo<S>,
     /// What is left of an explanation that takes the place of hyper's bare answer.
     explanation: Vec<u8>,
 }
 
-impl ClientIo {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { inner: TokioIo::new(stream), stalled: None, explanation: Vec::new() }
+impl<S: AsyncRead + AsyncWrite + Unpin> Explaining<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { inner: TokioIo::new(stream), explanation: Vec::new() }
     }
 
-    fn check_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let alarm = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL)));
-        ready!(alarm.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
-    }
-
-    fn write(
-        &mut self,
-        cx: &mut Context<'_>,
-        write: impl FnOnce(Pin<&mut TokioIo<TcpStream>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        match write(Pin::new(&mut self.inner), cx) {
-            Poll::Pending => self.check_stall(cx),
-            ready => {
-                self.stalled = None;
-                ready
-            }
-        }
+    fn inner(&mut self) -> Pin<&mut TokioIo<S>> {
+        Pin::new(&mut self.inner)
     }
 
     fn write_explanation(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.explanation.is_empty() {
-            let text = std::mem::take(&mut self.explanation);
-            let written = self.write(cx, |inner, cx| inner.poll_write(cx, &text));
-            self.explanation = text;
-            let written = ready!(written)?;
+            let written = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.explanation))?;
             self.explanation.drain(..written);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl Read for ClientIo {
+impl<S: AsyncRead + AsyncWrite + Unpin> Read for Explaining<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        self.inner().poll_read(cx, buf)
     }
 }
 
-impl Write for ClientIo {
+impl<S: AsyncRead + AsyncWrite + Unpin> Write for Explaining<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.write_explanation(cx))?;
         if let Some(explanation) = explain(buf) {
@@ -81,7 +54,7 @@ impl Write for ClientIo {
                 _ => Poll::Ready(Ok(buf.len())),
             };
         }
-        self.write(cx, |inner, cx| inner.poll_write(cx, buf))
+        self.inner().poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -93,7 +66,7 @@ impl Write for ClientIo {
             return self.poll_write(cx, only);
         }
         ready!(self.write_explanation(cx))?;
-        self.write(cx, |inner, cx| inner.poll_write_vectored(cx, bufs))
+        self.inner().poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -102,12 +75,12 @@ impl Write for ClientIo {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.write_explanation(cx))?;
-        Pin::new(&mut self.inner).poll_flush(cx)
+        self.inner().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.write_explanation(cx))?;
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        self.inner().poll_shutdown(cx)
     }
 }
 
@@ -128,16 +101,19 @@ fn explain(answer: &[u8]) -> Option<Vec<u8>> {
         b"31" => ("431 Request Header Fields Too Large", "the request has too many or too long headers"),
         _ => return None,
     };
-    let body = ErrorBody { message, kind: "invalid_request_error", param: None, code: Some("invalid_http") };
+    Some(refusal(status, message, "invalid_http"))
+}
+
+/// A whole answer for somebody who is not understood, as the last on the connection.
+pub(super) fn refusal(status: &str, message: &str, code: &'static str) -> Vec<u8> {
+    let body = ErrorBody { message, kind: "invalid_request_error", param: None, code: Some(code) };
     let body = body.to_string();
     let length = body.len();
-    Some(
-        format!(
-            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
-             connection: close\r\n\r\n{body}"
-        )
-        .into_bytes(),
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+         connection: close\r\n\r\n{body}"
     )
+    .into_bytes()
 }
 
 #[cfg(test)]

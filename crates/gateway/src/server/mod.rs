@@ -1,32 +1,26 @@
 //! Accepts connections and lets them end well.
 
-use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+mod connection;
+mod explain;
+mod http2;
+mod socket;
+
+use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response, header};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::Service;
-use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
-use tracing::{debug, error, warn};
+use tokio_rustls::TlsAcceptor;
+use tracing::{error, warn};
 
 use crate::Shared;
-use crate::client_io::ClientIo;
-use crate::reply::ReplyBody;
-use crate::{request, tasks};
+use crate::tasks;
+use crate::tls::Certificate;
 
-/// The longest request head, in bytes.
-const MAX_HEAD: usize = 64 * 1024;
-const MAX_HEADERS: usize = 100;
-/// The longest time for a request head to arrive, and for a connection to be idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections of clients at once; more wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 50_000;
 /// After the drain deadline, the time for error events to reach their clients.
@@ -62,9 +56,11 @@ pub(crate) enum Phase {
 pub(crate) async fn run(
     shared: Arc<Shared>,
     listener: TcpListener,
+    certificate: Option<&Certificate>,
     stop: impl Future<Output = Leave>,
     drain: Duration,
 ) {
+    let tls = certificate.map(|it| it.acceptor(&["h2", "http/1.1"]));
     let open = Arc::new(AtomicUsize::new(0));
     let mut stop = pin!(stop);
     let leave = loop {
@@ -73,7 +69,7 @@ pub(crate) async fn run(
             accepted = accept(&listener, &open) => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => serve(&shared, &open, stream, peer),
+            Ok((stream, peer)) => serve(&shared, &open, tls.as_ref(), stream, peer),
             // The process is out of descriptors, or the client has gone already: neither ends the service.
             Err(error) => {
                 warn!(%error, "a connection could not be accepted");
@@ -83,7 +79,7 @@ pub(crate) async fn run(
     };
     // Whoever is connected already has been promised an answer.
     while let Some(Ok((stream, peer))) = waiting(&listener) {
-        serve(&shared, &open, stream, peer);
+        serve(&shared, &open, tls.as_ref(), stream, peer);
     }
     drop(listener);
     let mut drain = drain;
@@ -104,11 +100,17 @@ pub(crate) async fn run(
 }
 
 /// Serves a connection in a task of its own.
-fn serve(shared: &Arc<Shared>, open: &Arc<AtomicUsize>, stream: TcpStream, peer: SocketAddr) {
+fn serve(
+    shared: &Arc<Shared>,
+    open: &Arc<AtomicUsize>,
+    tls: Option<&TlsAcceptor>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) {
     let guard = Open::new(open);
-    let shared = Arc::clone(shared);
+    let (shared, tls) = (Arc::clone(shared), tls.cloned());
     drop(tasks::spawn("connection", async move {
-        connection(shared, stream, peer).await;
+        connection::serve(shared, stream, peer, tls).await;
         drop(guard);
     }));
 }
@@ -151,71 +153,5 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-struct Client {
-    shared: Arc<Shared>,
-    peer: SocketAddr,
-}
-
-impl Service<Request<Incoming>> for Client {
-    type Response = Response<ReplyBody>;
-    type Error = Infallible;
-    /// Boxed, so that its memory is free again while the answer streams.
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let shared = Arc::clone(&self.shared);
-        let answered = request::serve(Arc::clone(&self.shared), self.peer, request);
-        Box::pin(async move {
-            let mut response = answered.await;
-            if shared.phase() == Phase::Leaving {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(response)
-        })
-    }
-}
-
-async fn connection(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "a client left before it was served");
-        return;
-    }
-    let mut phases = shared.phases.subscribe();
-    let service = Client { shared: Arc::clone(&shared), peer };
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_header_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS)
-        .serve_connection(ClientIo::new(stream), service);
-    let mut serving = pin!(serving);
-    let mut changed = Box::pin(async move { while phases.changed().await.is_ok() {} });
-    // The watch is polled only to be woken by it; the phase itself is an atomic.
-    let mut seen = None;
-    let result = poll_fn(|cx| {
-        let phase = shared.phase();
-        // On the way out at each poll: a watch wakes shard by shard, so that one change may wake us twice, and the
-        // second time uses up the registration for the next change.
-        if seen.is_none() || phase != Phase::Running {
-            let _: Poll<()> = changed.as_mut().poll(cx);
-        }
-        // A request that has arrived is taken before the connection is told to end.
-        let polled = serving.as_mut().poll(cx);
-        if polled.is_pending() && seen != Some(phase) {
-            seen = Some(phase);
-            // This closes idle connections, on which a request may be on its way.
-            if matches!(phase, Phase::Draining | Phase::Closing) {
-                serving.as_mut().graceful_shutdown();
-                return serving.as_mut().poll(cx);
-            }
-        }
-        polled
-    })
-    .await;
-    if let Err(error) = result {
-        debug!(%peer, %error, "client connection ended");
     }
 }
