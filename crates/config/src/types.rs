@@ -21,7 +21,8 @@ use crate::units::{ByteSize, DnsServer, KeyHash, Listen, Name, Percent, Secret, 
 pub(crate) struct Document {
     /// Where clients connect. Port 0 takes any free port.
     pub(crate) listen: Listen,
-    /// TLS towards clients. Not in this release: refused.
+    /// TLS towards clients, with HTTP/2 for those who can. Absent: cleartext, HTTP/1.1 or HTTP/2 with prior
+    /// knowledge.
     #[serde(default)]
     #[schemars(extend("x-default" = "cleartext"))]
     pub(crate) tls: Option<ServerTls>,
@@ -76,7 +77,7 @@ pub(crate) struct ServerTls {
 pub(crate) struct Admin {
     /// Where the control API listens; a loopback address unless `tokens` are listed. Port 0 takes any free port.
     pub(crate) listen: Listen,
-    /// TLS for the control API. Not in this release: refused.
+    /// TLS for the control API.
     #[schemars(extend("x-default" = "cleartext"))]
     pub(crate) tls: Option<ServerTls>,
     /// Who may use the control API. None: everybody on this machine may do everything.
@@ -263,7 +264,7 @@ pub(crate) struct Version {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "endpoint", transform = ordered::<Self>)]
 pub(crate) struct Endpoint {
-    /// Base URL, `http` (`https` is not in this release: refused). Requests bring their own path (`/v1/chat/completions`) and get it appended, so a
+    /// Base URL, `http` or `https`. Requests bring their own path (`/v1/chat/completions`) and get it appended, so a
     /// `/v1` or `/` at the end is dropped; another path stays as a prefix. Unique within the version.
     pub(crate) url: HttpUrl,
     /// The server's dialect of health, metrics and continuation.
@@ -287,7 +288,7 @@ pub(crate) struct Endpoint {
     /// Which version of HTTP it is spoken to in.
     #[serde(default)]
     pub(crate) protocol: Protocol,
-    /// How its certificate is checked, for `https`. Not in this release: refused.
+    /// How its certificate is checked, for `https`.
     #[serde(default)]
     #[schemars(extend("x-default" = "the system's authorities, the URL's host"))]
     pub(crate) tls: Option<ClientTls>,
@@ -327,14 +328,14 @@ pub(crate) enum Engine {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "protocol")]
 pub(crate) enum Protocol {
-    /// The best that both sides speak: HTTP/1.1 in this release.
+    /// HTTP/2 if TLS negotiates it, else HTTP/1.1.
     #[default]
     #[serde(rename = "auto")]
     Auto,
     /// HTTP/1.1.
     #[serde(rename = "http1")]
     Http1,
-    /// HTTP/2. Not in this release: refused.
+    /// HTTP/2; over cleartext with prior knowledge.
     #[serde(rename = "http2")]
     Http2,
 }

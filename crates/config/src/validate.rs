@@ -20,8 +20,6 @@ pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
     validator.addresses(root);
     validator.admin(root);
     validator.keys(root);
-    validator.no_tls(root.get("tls"), "tls");
-    validator.no_tls(root.get("admin").and_then(|admin| admin.get("tls")), "admin.tls");
     let mut names = HashMap::new();
     let mut models = HashMap::new();
     for (index, service) in items(root, "services").iter().enumerate() {
@@ -76,16 +74,6 @@ impl Validator<'_> {
             let problem = Problem::new(self.file, at.at, path.to_owned(), message).value(at.shown());
             let hint = given.is_none().then(|| format!("`admin.listen` is `{admin}` if not given"));
             self.problems.push(problem.expected("a port of its own for each").hint(hint));
-        }
-    }
-
-    /// TLS and HTTP/2 are described already and come with a later release; until then they are refused rather than
-    /// left out in silence.
-    fn no_tls(&mut self, given: Option<&Node>, path: &str) {
-        if let Some(given) = given.filter(|given| !given.is_null()) {
-            let message = "this release has no TLS".to_owned();
-            let problem = Problem::new(self.file, given.at, path.to_owned(), message);
-            self.problems.push(problem.expected("no `tls`; a proxy beside it may do TLS"));
         }
     }
 
@@ -144,11 +132,6 @@ impl Validator<'_> {
             if let Some(name) = dependency.get("name") {
                 let path = format!("{path}.dependencies[{index}].name");
                 self.unique(&mut names, name, path, "another dependency is called");
-            }
-            if let Some((url, text)) = text_of(dependency, "url")
-                && text.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
-            {
-                self.no_https(url, format!("{path}.dependencies[{index}].url"));
             }
         }
     }
@@ -273,21 +256,13 @@ impl Validator<'_> {
         else {
             return;
         };
-        self.no_tls(endpoint.get("tls"), &format!("{path}.tls"));
-        if target.scheme == Scheme::Https {
-            self.no_https(url, format!("{path}.url"));
+        if let Some(tls) = endpoint.get("tls").filter(|tls| !tls.is_null())
+            && target.scheme == Scheme::Http
+        {
+            let message = format!("`{}` has no certificate to check", url.shown());
+            let problem = Problem::new(self.file, tls.at, format!("{path}.tls"), message);
+            self.problems.push(problem.expected("a URL that begins with `https://`, or no `tls`"));
         }
-        if let Some((protocol, "http2")) = text_of(endpoint, "protocol") {
-            let message = "this release speaks HTTP/1.1 to endpoints".to_owned();
-            let problem = Problem::new(self.file, protocol.at, format!("{path}.protocol"), message);
-            self.problems.push(problem.value(protocol.shown()).expected("`auto` or `http1`"));
-        }
-    }
-
-    fn no_https(&mut self, url: &Node, path: String) {
-        let message = format!("`{}` needs TLS, which this release has not", url.shown());
-        let problem = Problem::new(self.file, url.at, path, message);
-        self.problems.push(problem.value(url.shown()).expected("a URL that begins with `http://`"));
     }
 
     /// Versions that `stable` and the rules name must exist.

@@ -3,7 +3,7 @@
 use backstop_core::table::{KeySpec, Role};
 
 use super::*;
-use crate::digest;
+use crate::{ServerTls, digest};
 
 const HASH: &str = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"; // of `test`
 
@@ -58,23 +58,15 @@ fn keys() {
 }
 
 #[test]
-fn tls_is_refused_rather_than_left_out() {
+fn tls() {
+    let config = read(&with("tls: { cert: server.pem, key: server.key }")).unwrap();
+    assert_eq!(config.tls(), Some(ServerTls { cert: "server.pem".into(), key: "server.key".into() }));
+    check(&with("tls: { cert: server.pem }"), &["1:6 tls: `key` is missing"]);
+    let s = service("health: { up: 2 }");
+    assert_eq!(s.versions[0].endpoints[0].tls.ca, None);
     check(
-        &with("tls: { cert: server.pem, key: server.key }\nadmin: { tls: { cert: a.pem, key: a.key } }"),
-        &["1:6 tls: this release has no TLS", "2:15 admin.tls: this release has no TLS"],
-    );
-    let endpoint = |text: &str| with("").replace("url: http://127.0.0.1:8000", text);
-    check(
-        &endpoint("{ url: \"https://h:1\", tls: { ca: ca.pem }, protocol: http2 }"),
-        &[
-            "8:20 services[0].versions[0].endpoints[0].url: `https://h:1` needs TLS, which this release has not",
-            "8:40 services[0].versions[0].endpoints[0].tls: this release has no TLS",
-            "8:66 services[0].versions[0].endpoints[0].protocol: this release speaks HTTP/1.1 to endpoints",
-        ],
-    );
-    check_service(
-        "dependencies: [{ name: db, url: \"https://h/health\" }]",
-        &["3:37 services[0].dependencies[0].url: `https://h/health` needs TLS, which this release has not"],
+        &with("").replace("url: http://127.0.0.1:8000", "{ url: \"http://h:1\", tls: { ca: ca.pem } }"),
+        &["8:39 services[0].versions[0].endpoints[0].tls: `http://h:1` has no certificate to check"],
     );
 }
 

@@ -10,7 +10,7 @@ use backstop_core::table::{
     Across, Addresses, AdmissionLimit, AdmissionSpec, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec,
     DependencyCheck, DependencyEffect, DependencySpec, EndpointSpec, Engine, FallbackSpec, FallbackStep,
     HealthSpec, InferenceSpec, OutlierSpec, Protocol, RateSpec, ReadinessSpec, RegionMode, RegionSpec,
-    ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec, Target, Timeouts,
+    ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec, Target, Timeouts, TlsSpec,
     VersionSpec, When,
 };
 use proptest::prelude::*;
@@ -179,15 +179,16 @@ fn full() {
     };
     let minimal = minimal_service();
     let gray = vec![
-        EndpointSpec { region: Some("eu".into()), protocol: Protocol::Http1, ..local(8102, Engine::Vllm) },
+        EndpointSpec { region: Some("eu".into()), protocol: Protocol::Http2, ..local(8102, Engine::Vllm) },
         EndpointSpec {
             target: target("vllm.gray.svc", 8000, ""),
             addresses: Addresses::Each,
             ..local(0, Engine::Vllm)
         },
         EndpointSpec {
-            target: target("gpu-3", 8443, ""),
+            target: Target { scheme: Scheme::Https, ..target("gpu-3", 8443, "") },
             region: Some("us".into()),
+            tls: TlsSpec { ca: Some("./ca.pem".into()), server_name: Some("gpu-3.example".into()) },
             ..local(0, Engine::Vllm)
         },
     ];
