@@ -20,7 +20,7 @@ OTHER = {
     "cli/remote/client::MOST_BYTES": "of our own commands",
     "controller/control::LONGEST_TEXT": "a matter of form",
     "controller/extract::MOST_IGNORED": "follows from another",
-    "core/admission/gradient::MOST": "the default of a key",
+    "core/admission/gradient::MOST": "part of a decision",
     "core/outlier::MAX_MULTIPLE": "part of a decision",
     "gateway/upstream/exchange::STALE_WITHIN": "part of a decision",
     "gateway/upstream/fuzzing::MAX_HEAD": "the one of `wire`",

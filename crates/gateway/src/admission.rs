@@ -234,3 +234,84 @@ impl Drop for Permit {
         self.gate.leave(&self.tenant, Some(clock::now() - self.since));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Future, poll_fn};
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use backstop_core::table::AdmissionLimit;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn gate(limit: u32, queue: u32) -> Arc<Gate> {
+        let gate = Arc::new(Gate::new(Arc::default()));
+        gate.configure(Some(&AdmissionSpec { limit: AdmissionLimit::Fixed(limit), queue }));
+        gate
+    }
+
+    fn occupancy(gate: &Gate) -> (u32, usize) {
+        let Occupancy { in_flight, waiting, .. } = gate.occupancy();
+        (in_flight, waiting)
+    }
+
+    async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<()> {
+        poll_fn(|cx| Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).map(drop))).await
+    }
+
+    /// A place that is given at the very moment that nobody wants it any more goes to the next.
+    #[tokio::test]
+    async fn a_place_is_never_lost_between_two() {
+        let gate = gate(1, 9);
+        let enter = || gate.enter(None, Priority::Normal, LONG, clock::now() + LONG);
+        let first = enter().await.expect("room");
+        let (mut third, mut fourth) = (pin!(enter()), pin!(enter()));
+        {
+            let mut second = Box::pin(enter());
+            assert!(poll_once(&mut second).await.is_pending());
+            assert!(poll_once(&mut third.as_mut()).await.is_pending());
+            assert!(poll_once(&mut fourth.as_mut()).await.is_pending());
+            assert_eq!(occupancy(&gate), (1, 3));
+            drop(first);
+            assert_eq!(occupancy(&gate), (1, 2), "the second has it, and has not looked yet");
+        }
+        assert_eq!(occupancy(&gate), (1, 1));
+        let third = third.await.expect("its turn");
+        drop(third);
+        drop(fourth.await.expect("its turn"));
+        assert_eq!(occupancy(&gate), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_is_displaced_and_leaves_takes_nothing_along() {
+        let gate = gate(1, 1);
+        let enter = |priority| gate.enter(None, priority, LONG, clock::now() + LONG);
+        let first = enter(Priority::Normal).await.expect("room");
+        let mut low = Box::pin(enter(Priority::Low));
+        assert!(poll_once(&mut low).await.is_pending());
+        let mut high = Box::pin(enter(Priority::High));
+        assert!(poll_once(&mut high).await.is_pending());
+        drop(low);
+        assert_eq!(occupancy(&gate), (1, 1));
+        drop(first);
+        drop(high.await.expect("its turn"));
+        assert_eq!(occupancy(&gate), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn the_wait_ends_at_the_nearer_deadline() {
+        let gate = gate(1, 9);
+        let _first = gate.try_enter(None).expect("room");
+        let short = Duration::from_millis(5);
+        for (limit, total) in [(short, LONG), (LONG, short)] {
+            let deadline = clock::now() + total;
+            let overload = gate.enter(None, Priority::Normal, limit, deadline).await.err().expect("no room");
+            let Why::WaitedTooLong(waited) = overload.why else { panic!("{overload}") };
+            assert!(waited <= short, "{waited:?}");
+            assert_eq!(occupancy(&gate), (1, 0));
+        }
+    }
+}

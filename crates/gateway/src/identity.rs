@@ -3,7 +3,7 @@
 //! Secrets are recognised by their SHA-256. What an attacker could learn from the time that a look-up takes is about
 //! the digest of what they sent, which says nothing about other digests.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use backstop_core::table::{Digest, KeySpec, RateSpec, Role, TableSpec, TokenSpec};
@@ -58,9 +58,9 @@ impl Identities {
         self.keys.get(&digest(secret)).map(Some).ok_or(Refusal::WrongKey)
     }
 
-    /// Whether there is a key of this name, with limits.
-    pub(crate) fn has_limited(&self, name: &str) -> bool {
-        self.keys.values().any(|client| *client.name == *name && !client.limits.is_none())
+    /// Names of the keys that have rate limits.
+    pub(crate) fn limited(&self) -> HashSet<&str> {
+        self.keys.values().filter(|client| !client.limits.is_none()).map(|client| &*client.name).collect()
     }
 
     pub(crate) fn operator(&self, headers: &HeaderMap) -> Operator {

@@ -177,7 +177,7 @@ impl Linker {
         let table = Arc::new(Table::link(spec, &self.registry));
         self.shared.table.store(Arc::clone(&table));
         self.registry.retain(&table, reason);
-        self.shared.rates.retain(&|owner| table.limits(owner));
+        table.forget_others(&*self.shared.rates);
     }
 
     /// Links the table anew whenever a name has other endpoints.

@@ -21,6 +21,7 @@ use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::identity::{Client, Identities};
 use crate::load::ServiceLoad;
 use crate::metrics::{ServiceMetrics, VersionMetrics};
+use crate::rate;
 use crate::registry::{OfService, Registry};
 
 /// Routes of one revision; replaced as a whole.
@@ -135,13 +136,14 @@ impl Table {
         models
     }
 
-    /// Whether `owner` is one that it names and limits.
-    pub(crate) fn limits(&self, owner: &Owner) -> bool {
-        match owner {
-            Owner::Key(name) => self.identities.has_limited(name),
+    /// Lets `rates` forget the keys and services that have no limits here.
+    pub(crate) fn forget_others(&self, rates: &dyn rate::Store) {
+        let keys = self.identities.limited();
+        rates.retain(&|owner| match owner {
+            Owner::Key(name) => keys.contains(&**name),
             Owner::Service(name) => self.services.get(name).is_some_and(|service| !service.limits.is_none()),
             Owner::User(_) => true,
-        }
+        });
     }
 
     pub(crate) fn dependencies(&self) -> impl Iterator<Item = &Arc<Dependency>> {

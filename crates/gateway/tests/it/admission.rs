@@ -3,8 +3,8 @@
 
 use backstop_core::health::State;
 use backstop_core::table::{
-    Across, AdmissionLimit, AdmissionSpec, FallbackSpec, FallbackStep, ResumeMode, ResumeSpec, RetrySpec,
-    ServiceSpec, TableSpec, When,
+    Across, AdmissionLimit, AdmissionSpec, CacheSpec, FallbackSpec, FallbackStep, ResumeMode, ResumeSpec,
+    RetrySpec, ServiceSpec, TableSpec, When,
 };
 use backstop_engine_sim::{Cut, Dist, Fault, SimConfig};
 use tokio::task::JoinHandle;
@@ -494,6 +494,23 @@ async fn an_adaptive_limit_grows_with_use_and_shrinks_when_answers_come_later() 
         client.abort();
     }
     until_free(&world).await;
+}
+
+#[tokio::test]
+async fn a_kept_answer_needs_no_place() {
+    let world = World::start(1, |service| {
+        service.admission = fixed(1, 0);
+        service.cache = Some(CacheSpec { max_bytes: 1 << 20, ttl: LONG, share_across_tenants: false });
+    })
+    .await;
+    let cold = String::from_utf8(hi(false)).unwrap().replacen('{', "{\"temperature\":0,", 1);
+    let ask = async || call(world.addr, "POST", CHAT, "", cold.as_bytes()).await;
+    assert_eq!(ask().await.content(), oracle(TOKENS));
+    until_free(&world).await;
+    let _first = hold(&world).await;
+    let reply = ask().await;
+    assert_eq!((reply.header("x-backstop-cache"), reply.content()), (Some("hit"), oracle(TOKENS)));
+    assert_eq!(chat(world.addr, false).await.error_code(), "overloaded", "what is new does");
 }
 
 #[tokio::test]

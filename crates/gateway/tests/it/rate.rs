@@ -1,6 +1,6 @@
 //! Rate limits: what is refused, what clients are told, and that tokens count as they were really used.
 
-use backstop_core::table::{FallbackSpec, FallbackStep, KeySpec, RateSpec, ServiceSpec, When};
+use backstop_core::table::{CacheSpec, FallbackSpec, FallbackStep, KeySpec, RateSpec, ServiceSpec, When};
 use backstop_engine_sim::SimConfig;
 use serde_json::{Value, json};
 
@@ -139,11 +139,11 @@ async fn what_did_not_come_is_given_back() {
     let mut conn = Conn::open(world.addr).await;
     let long = "x".repeat(12_000);
     let fields = json!({ "max_tokens": 5000, "stream": true, "x": long });
-    conn.send("POST", CHAT, "authorization: Bearer sk-a\r\nx-sim-fault: stall=9\r\n", &body(fields)).await;
+    conn.send("POST", CHAT, "authorization: Bearer sk-a\r\nx-sim-fault: stall=1500\r\n", &body(fields)).await;
     conn.head().await.unwrap();
-    conn.contents(9).await;
+    conn.contents(1500).await;
     drop(conn);
-    until_left(&world, 7_000).await;
+    until_left(&world, 5_500).await;
 }
 
 #[tokio::test]
@@ -296,6 +296,31 @@ async fn the_limits_of_another_service() {
         answers.push((reply.status, reply.header("x-backstop-degraded").map(str::to_owned)));
     }
     assert_eq!(answers, [(200, None), (200, Some("service=small".to_owned())), (429, None)]);
+}
+
+#[tokio::test]
+async fn a_kept_answer_is_a_request_without_tokens() {
+    let both = RateSpec { requests_per_minute: Some(9), tokens_per_minute: Some(10_000) };
+    let mut world = with_key(both, SimConfig { tokens: 3000, ..SimConfig::default() }).await;
+    world.apply(|spec| {
+        let ttl = std::time::Duration::from_secs(60);
+        spec.services[0].cache = Some(CacheSpec { max_bytes: 1 << 20, ttl, share_across_tenants: false });
+    });
+    let ask = async || ask(&world, "a", json!({ "temperature": 0, "max_tokens": 5000 })).await;
+    let first = ask().await;
+    until("it is settled", || world.totals().answered == 1).await;
+    let mut last = 7_000;
+    for remaining in [7, 6, 5] {
+        let reply = ask().await;
+        assert_eq!((reply.status, reply.header("x-backstop-cache")), (200, Some("hit")));
+        assert_eq!(number(&reply, "x-ratelimit-remaining-requests"), remaining);
+        // While it is looked for, what it might take is taken.
+        let now = number(&reply, "x-ratelimit-remaining-tokens") + 5_000;
+        assert!(now + 100 >= last, "{now} after {last}");
+        last = now;
+    }
+    assert_eq!(first.header("x-backstop-cache"), None);
+    assert_eq!(world.requests(), [1]);
 }
 
 #[tokio::test]
