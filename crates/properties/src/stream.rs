@@ -36,11 +36,12 @@ fn relay(api: Api, expected: Expected, block: &[u8]) {
             break;
         }
         if let Some(data) = event.data {
-            let before = state.is_committable();
+            let before = state.meaningful;
             if scan(api, &data, &mut state).is_err() {
                 break;
             }
-            assert!(state.is_committable() || !before, "a commitment can't be taken back");
+            // Unlike completeness, which a further choice takes back.
+            assert!(state.meaningful || !before, "what has come has come");
             assert_eq!(state.events as usize, accepted.len() + 1);
             account = account.and_then(|account| account.add(&data));
             if let Some(account) = account.as_ref().filter(|_| matches!(api, Api::Chat | Api::Completions)) {
