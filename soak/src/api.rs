@@ -46,6 +46,7 @@ struct Version {
     endpoints: Vec<Endpoint>,
 }
 
+/// Requests by how they ended.
 #[derive(Debug, Clone, Copy, Default, Deserialize, Serialize)]
 pub(crate) struct Totals {
     pub(crate) requests: u64,
@@ -84,10 +85,9 @@ impl Admin {
         serde_json::from_slice(&body).context("the status is not as expected")
     }
 
-    /// Attempts that each endpoint has been blamed for, by URL.
-    pub(crate) async fn failures(self) -> Result<BTreeMap<String, u64>> {
+    pub(crate) async fn metrics(self) -> Result<Metrics> {
         let page = self.ok(Method::GET, "/metrics", None).await?;
-        Ok(failures(&String::from_utf8_lossy(&page)))
+        Ok(Metrics::read(&String::from_utf8_lossy(&page)))
     }
 
     /// Changes what is wanted of an endpoint.
@@ -150,15 +150,26 @@ pub(crate) async fn request(
         .with_context(|| format!("`{addr}{path}` gave no answer within {PATIENCE:?}"))?
 }
 
-/// Reads the failed attempts out of a page of metrics.
-fn failures(page: &str) -> BTreeMap<String, u64> {
-    let lines = page.lines().filter(|line| line.starts_with("backstop_attempts_total{"));
-    let failed = lines.filter(|line| line.contains("outcome=\"failure\""));
-    let found = failed.filter_map(|line| {
-        let url = line.split("endpoint=\"").nth(1)?.split('"').next()?;
-        Some((url.to_owned(), line.rsplit(' ').next()?.parse::<f64>().ok()? as u64))
-    });
-    found.collect()
+/// What a page of metrics says.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Metrics {
+    /// Attempts that each endpoint has been blamed for, by URL.
+    pub(crate) failures: BTreeMap<String, u64>,
+    /// Streams that were carried on by another endpoint.
+    pub(crate) resumes: u64,
+}
+
+impl Metrics {
+    fn read(page: &str) -> Self {
+        let number = |line: &str| Some(line.rsplit(' ').next()?.parse::<f64>().ok()? as u64);
+        let of = |name: &'static str| page.lines().filter(move |line| line.starts_with(name));
+        let failed = of("backstop_attempts_total{").filter(|line| line.contains("outcome=\"failure\""));
+        let failures = failed.filter_map(|line| {
+            let url = line.split("endpoint=\"").nth(1)?.split('"').next()?;
+            Some((url.to_owned(), number(line)?))
+        });
+        Self { failures: failures.collect(), resumes: of("backstop_resumes_total{").filter_map(number).sum() }
+    }
 }
 
 #[cfg(test)]
@@ -166,14 +177,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_are_read_from_metrics() {
+    fn metrics_are_read() {
         let page = r#"# TYPE backstop_attempts_total counter
 backstop_attempts_total{service="s",version="v1",endpoint="http://127.0.0.1:1",outcome="success"} 5
 backstop_attempts_total{service="s",version="v1",endpoint="http://127.0.0.1:1",outcome="failure"} 3
 backstop_attempts_total{service="s",version="v1",endpoint="http://127.0.0.1:2",outcome="failure"} 0
 backstop_attempts_total{service="s",version="v1",endpoint="http://127.0.0.1:2",outcome="neutral"} 7
+backstop_resumes_total{service="s",version="v1",mode="continue"} 40
+backstop_resumes_total{service="s",version="v1",mode="replay"} 2
 "#;
-        let expected = [("http://127.0.0.1:1".to_owned(), 3), ("http://127.0.0.1:2".to_owned(), 0)];
-        assert_eq!(failures(page), BTreeMap::from(expected));
+        let failures = [("http://127.0.0.1:1".to_owned(), 3), ("http://127.0.0.1:2".to_owned(), 0)];
+        assert_eq!(Metrics::read(page), Metrics { failures: BTreeMap::from(failures), resumes: 42 });
     }
 }

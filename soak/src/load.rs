@@ -23,7 +23,7 @@ use crate::oracle::{Breach, Ending, StreamJudge, Transport, judge_chat, judge_em
 /// How long a client waits for the head of an answer: longer than Backstop's own limit for the whole request.
 const PATIENCE: Duration = Duration::from_secs(35);
 /// How long a client waits for the next piece of a stream: far longer than Backstop's own limit.
-const GAP: Duration = Duration::from_secs(15);
+const GAP: Duration = Duration::from_secs(20);
 
 /// How requests ended.
 #[derive(Debug, Clone, Copy, Default, Serialize)]

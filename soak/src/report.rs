@@ -94,6 +94,8 @@ impl Report {
             rows.push(row("retries", retries.to_string()));
             rows.push(row("answered by another replica than the first", failovers.to_string()));
         }
+        let resumes = self.samples.last().map_or(0, |sample| sample.resumes);
+        rows.push(row("streams carried on elsewhere in the middle", resumes.to_string()));
         rows.push(row("open streams at most", self.peak_streams.to_string()));
         if let Some(FirstToken { p50_ms, p99_ms, max_ms }) = self.first_token {
             let text = format!("{p50_ms:.0} ms, 99 %: {p99_ms:.0} ms, longest: {max_ms:.0} ms");
@@ -178,7 +180,8 @@ const PROVED: &str = "It proves, for these faults:
 - No request failed before its first byte while a healthy replica existed, and one always did.
 - Every stream that was cut ended with a valid error event and without `[DONE]`, and its replica had really been
   killed or stopped.
-- No answer was truncated, none was wrong, none hung: each was compared with the text it had to be.
+- No answer was truncated, none was wrong, none hung: each was compared with the text it had to be, and so were those
+  that another replica had carried on in the middle.
 - Clients that left early, reloads, drains, removals and short stalls were held against no replica; invalid files changed
   nothing.
 - Backstop's own counts are those of the clients, nothing was left in flight, and every replica came back.";
@@ -189,7 +192,7 @@ const METHOD: &str = "
 `backstop serve` and the replicas (`backstop engine-sim`, 4 to 12 ms per token) are real processes on one machine. Every
 1 to 4 seconds something happens, chosen by the seed: `kill -9`, restart, SIGSTOP, SIGCONT, a stop of less than
 a second, drain, isolate, restore, remove and add by the control API, a new configuration (policy, weights, retries,
-timeouts) by SIGHUP or by the file alone, or an invalid one. At most half of the replicas are out at a time, and one
+resumes, timeouts) by SIGHUP or by the file alone, or an invalid one. At most half of the replicas are out at a time, and one
 that serves has always been left alone for 8 seconds, so that a request that meets all others in vain still has
 somewhere to go: every failure is Backstop's.
 
@@ -267,6 +270,7 @@ mod tests {
             threads: 3,
             open_streams: 40,
             requests: 5,
+            resumes: 7,
             failures: vec![Some(0)],
         };
         Report {

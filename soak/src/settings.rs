@@ -20,6 +20,8 @@ const POLICIES: [&str; 7] = [
     "rendezvous",
 ];
 
+const RESUME_MODES: [&str; 3] = ["continue, replay", "replay", "continue"];
+
 /// What a reload changes. Timeouts stay far above what a healthy replica needs, and low enough that three of them in
 /// a row end before the client's patience.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +30,9 @@ pub(crate) struct Settings {
     /// One for each replica.
     pub(crate) weights: Vec<u32>,
     attempts: u32,
+    /// Further attempts for a stream that has begun; 0: it is cut.
+    resumes: u32,
+    resume_mode: &'static str,
     backoff_ms: u32,
     first_token_ms: u32,
     inter_token_ms: u32,
@@ -48,6 +53,8 @@ impl Settings {
             balance: POLICIES[0],
             weights: vec![1; replicas],
             attempts: 3,
+            resumes: 2,
+            resume_mode: RESUME_MODES[0],
             backoff_ms: 100,
             first_token_ms: 2_500,
             inter_token_ms: 2_500,
@@ -60,6 +67,9 @@ impl Settings {
             balance: POLICIES[rng.random_range(0..POLICIES.len())],
             weights: (0..replicas).map(|_| rng.random_range(1..=4)).collect(),
             attempts: rng.random_range(3..=5),
+            // Now and then not at all, so that some streams are cut.
+            resumes: [0, 2, 2, 3][rng.random_range(0..4)],
+            resume_mode: RESUME_MODES[rng.random_range(0..RESUME_MODES.len())],
             backoff_ms: rng.random_range(50..200),
             first_token_ms: rng.random_range(2_000..3_000),
             inter_token_ms: rng.random_range(2_000..3_000),
@@ -74,7 +84,8 @@ impl Settings {
             .map(|(url, weight)| format!("          - {{ url: \"{url}\", engine: sim, weight: {weight} }}\n"))
             .collect();
         let Places { listen, admin, state_dir, .. } = places;
-        let Self { balance, attempts, backoff_ms, first_token_ms, inter_token_ms, response_ms, .. } = self;
+        let Self { balance, attempts, resumes, resume_mode, backoff_ms, .. } = self;
+        let Self { first_token_ms, inter_token_ms, response_ms, .. } = self;
         format!(
             "# Step {step}
 listen: {listen}
@@ -88,6 +99,7 @@ services:
         endpoints:
 {}    balance: {balance}
     retry: {{ attempts: {attempts}, backoff: {backoff_ms}ms }}
+    resume: {{ attempts: {resumes}, modes: [{resume_mode}] }}
     timeouts: {{ connect: 1s, first_token: {first_token_ms}ms, inter_token: {inter_token_ms}ms, response: {response_ms}ms, total: 30s }}
     breaker: {{ failures: 5, open: 5s }}
     outlier: {{ interval: 5s, ejection: 10s }}
@@ -102,10 +114,11 @@ services:
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let weights: Vec<String> = self.weights.iter().map(u32::to_string).collect();
-        let Self { balance, attempts, first_token_ms, inter_token_ms, response_ms, .. } = self;
+        let Self { balance, attempts, resumes, resume_mode, .. } = self;
+        let Self { first_token_ms, inter_token_ms, response_ms, .. } = self;
         write!(
             f,
-            "{balance}, weights {}, {attempts} retries, timeouts {first_token_ms}, {inter_token_ms} and {response_ms} ms",
+            "{balance}, weights {}, {attempts} retries, {resumes} resumes ({resume_mode}), timeouts {first_token_ms}, {inter_token_ms} and {response_ms} ms",
             weights.join(" ")
         )
     }
@@ -203,6 +216,7 @@ mod tests {
         let drawn: Vec<Settings> = (0..500).map(|_| Settings::draw(4, &mut rng)).collect();
         // Three replicas may be met in vain.
         assert!(drawn.iter().all(|it| it.attempts >= 3));
+        assert!(drawn.iter().any(|it| it.resumes == 0) && drawn.iter().any(|it| it.resumes > 0));
         for policy in POLICIES {
             assert!(drawn.iter().any(|it| it.balance == policy), "{policy}");
         }

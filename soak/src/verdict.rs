@@ -249,6 +249,7 @@ mod tests {
             threads: 4,
             open_streams: 10,
             requests: at,
+            resumes: 0,
             failures: vec![Some(0), Some(0)],
         }
     }

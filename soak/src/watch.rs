@@ -22,6 +22,8 @@ pub(crate) struct Sample {
     pub(crate) threads: u64,
     pub(crate) open_streams: u64,
     pub(crate) requests: u64,
+    /// Streams carried on elsewhere so far, by Backstop's account.
+    pub(crate) resumes: u64,
     /// Attempts that Backstop has blamed each replica for; `None` if it does not know the replica now.
     pub(crate) failures: Vec<Option<u64>>,
 }
@@ -43,7 +45,7 @@ impl Watch {
             loop {
                 looks.tick().await;
                 // What cannot be read is missed by the judge, who has its own way to see whether Backstop runs.
-                let (Some(process), Ok(failures)) = (read(id), admin.failures().await) else { continue };
+                let (Some(process), Ok(metrics)) = (read(id), admin.metrics().await) else { continue };
                 let counts = gauge.counts();
                 kept.borrow_mut().push(Sample {
                     at: started.elapsed().as_secs_f64(),
@@ -52,7 +54,8 @@ impl Watch {
                     threads: process.threads,
                     open_streams: gauge.open_streams(),
                     requests: counts.requests,
-                    failures: urls.iter().map(|url| failures.get(url).copied()).collect(),
+                    resumes: metrics.resumes,
+                    failures: urls.iter().map(|url| metrics.failures.get(url).copied()).collect(),
                 });
             }
         });
