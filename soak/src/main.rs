@@ -93,9 +93,12 @@ fn soak(args: &Args) -> Result<ExitCode> {
 }
 
 fn publish(report: &Report, args: &Args) -> Result<()> {
+    eprintln!("wrote soak.json, soak.md and soak.svg to {}", args.out.display());
+    let Some(docs) = &args.docs else { return Ok(()) };
     let long_enough = report.minutes * 60.0 >= LONG_ENOUGH.as_secs_f64();
-    match &args.docs {
-        Some(docs) if report.passed() && long_enough => report.write_page(docs),
-        _ => Ok(()),
+    if report.passed() && long_enough {
+        report.write_page(docs)?;
+        eprintln!("wrote soak.md and soak.svg to {}", docs.display());
     }
+    Ok(())
 }

@@ -38,7 +38,13 @@ impl Child {
         self.process.id()
     }
 
-    pub(crate) fn send(&self, signal: Signal) -> Result<()> {
+    /// # Errors
+    ///
+    /// It has ended. Its id may be another process's by now.
+    pub(crate) fn send(&mut self, signal: Signal) -> Result<()> {
+        if let Some(status) = self.ended() {
+            anyhow::bail!("the process has ended: {status}");
+        }
         Ok(rustix::process::kill_process(Pid::from_child(&self.process), signal)?)
     }
 

@@ -199,6 +199,9 @@ somewhere to go: every failure is Backstop's.
 Clients ask for streams, chats and embeddings of 1 to 450 tokens, on new and on kept connections, with and without
 pauses; one in twenty leaves early. What an SDK would take for a complete answer must be the complete text.
 
+Backstop takes twice as many requests at a time as there are clients (`admission`) and lets none wait, so places that
+were lost would soon make it refuse all.
+
 Memory and descriptors are looked at each second. Their median over the last quarter may be at most 15 % + 8 MiB and
 10 % + 32 above that of the second quarter; runs of less than ten minutes only tell.
 

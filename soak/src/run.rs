@@ -68,7 +68,7 @@ pub(crate) async fn run(args: &Args, seed: u64) -> Result<Report> {
     );
     let started = Instant::now();
     let mut course = Course { started, seed, step: 0, done: Vec::new(), problems: Vec::new() };
-    let mut world = World::start(&args.backstop, args.replicas.into(), started).await?;
+    let mut world = World::start(&args.backstop, args.replicas.into(), args.clients.into(), started).await?;
     let embeddings = world.embeddings().await.context("a replica does not embed")?;
     let load = Load::start(world.listen(), args.clients.into(), seed, started, embeddings);
     let gauge = load.gauge();

@@ -45,6 +45,9 @@ pub(crate) struct Places<'a> {
     pub(crate) admin: SocketAddr,
     pub(crate) state_dir: &'a Path,
     pub(crate) replicas: &'a [String],
+    /// Requests that Backstop takes at a time: more than there are clients, so that all are refused in the end if
+    /// places are lost.
+    pub(crate) places: u32,
 }
 
 impl Settings {
@@ -83,7 +86,7 @@ impl Settings {
         let endpoints: Vec<String> = endpoints
             .map(|(url, weight)| format!("          - {{ url: \"{url}\", engine: sim, weight: {weight} }}\n"))
             .collect();
-        let Places { listen, admin, state_dir, .. } = places;
+        let Places { listen, admin, state_dir, places, .. } = places;
         let Self { balance, attempts, resumes, resume_mode, backoff_ms, .. } = self;
         let Self { first_token_ms, inter_token_ms, response_ms, .. } = self;
         format!(
@@ -98,6 +101,7 @@ services:
       - name: v1
         endpoints:
 {}    balance: {balance}
+    admission: {{ limit: {places}, queue: 0 }}
     retry: {{ attempts: {attempts}, backoff: {backoff_ms}ms }}
     resume: {{ attempts: {resumes}, modes: [{resume_mode}] }}
     timeouts: {{ connect: 1s, first_token: {first_token_ms}ms, inter_token: {inter_token_ms}ms, response: {response_ms}ms, total: 30s }}
@@ -195,7 +199,8 @@ mod tests {
     fn yaml() -> String {
         let replicas = ["http://127.0.0.1:1".to_owned(), "http://127.0.0.1:2".to_owned()];
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let places = Places { listen: any, admin: any, state_dir: Path::new("/x"), replicas: &replicas };
+        let places =
+            Places { listen: any, admin: any, state_dir: Path::new("/x"), replicas: &replicas, places: 9 };
         Settings::first(2).yaml(&places, 0)
     }
 

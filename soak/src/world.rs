@@ -43,6 +43,8 @@ struct OwnPlaces {
     listen: SocketAddr,
     admin: SocketAddr,
     urls: Vec<String>,
+    /// Requests at a time.
+    places: u32,
 }
 
 /// A time during which a replica may fail requests. It ends when the replica is seen to be well again.
@@ -56,7 +58,12 @@ pub(crate) struct Trouble {
 
 impl World {
     /// Starts everything, and waits until Backstop calls all replicas healthy. Times count from `started`.
-    pub(crate) async fn start(program: &Path, replicas: usize, started: Instant) -> Result<Self> {
+    pub(crate) async fn start(
+        program: &Path,
+        replicas: usize,
+        clients: u32,
+        started: Instant,
+    ) -> Result<Self> {
         let scratch = Scratch::new()?;
         let mut all = Vec::new();
         for number in 0..replicas {
@@ -70,6 +77,7 @@ impl World {
             listen: free_address()?,
             admin: free_address()?,
             urls: all.iter().map(|replica| format!("http://{}", replica.addr)).collect(),
+            places: 2 * clients,
         };
         let settings = Settings::first(replicas);
         fs::write(scratch.path().join("backstop.yaml"), places.yaml(&settings, 0, scratch.path()))?;
@@ -262,7 +270,7 @@ impl World {
     }
 
     /// Replaces the file as editors do, one way or the other.
-    fn rewrite(&self, step: u64, yaml: &str, trigger: Trigger) -> Result<()> {
+    fn rewrite(&mut self, step: u64, yaml: &str, trigger: Trigger) -> Result<()> {
         let (path, new) = (self.scratch.path().join("backstop.yaml"), self.scratch.path().join("new.yaml"));
         if step.is_multiple_of(2) {
             fs::write(&path, yaml)?;
@@ -348,8 +356,9 @@ impl World {
 impl OwnPlaces {
     fn yaml(&self, settings: &Settings, step: u64, scratch: &Path) -> String {
         let state_dir = &scratch.join("state");
-        let Self { listen, admin, urls } = self;
-        settings.yaml(&Places { listen: *listen, admin: *admin, state_dir, replicas: urls }, step)
+        let Self { listen, admin, urls, places } = self;
+        let (listen, admin, places) = (*listen, *admin, *places);
+        settings.yaml(&Places { listen, admin, state_dir, replicas: urls, places }, step)
     }
 }
 
