@@ -343,6 +343,9 @@ impl Control {
             for problem in problems {
                 error!("{problem}");
             }
+        } else if let Refusal::DataPlane(reason) = &refusal {
+            let (actor, action, revision) = (deed.actor, deed.action, self.revision());
+            error!(%actor, revision, "{action} refused, what served before keeps serving: {reason}");
         }
         self.data_plane.emit(What::Refused {
             actor: deed.actor.to_string(),

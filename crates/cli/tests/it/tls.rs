@@ -28,7 +28,7 @@ async fn ask(addr: SocketAddr, ca: &str, request: &str, body: &[u8]) -> (String,
     let mut stream = connect(addr, ca, HTTP1).await;
     let length = body.len();
     let head =
-        format!("{request} HTTP/1.1\r\nhost: g\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+        format!("{request} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
     stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
     let mut answer = String::new();
     soon("the answer", stream.read_to_string(&mut answer)).await.unwrap();
