@@ -169,7 +169,7 @@ impl Pool {
     pub(crate) async fn try_connect(&self, timeout: Duration) -> Result<(), ConnectError> {
         let connector = self.connector();
         let connected = tokio::time::timeout(timeout, connector.connect_tcp()).await;
-        Ok(connected.map_err(|_| ConnectError::Timeout(timeout))?.map(drop)?)
+        connected.map_err(|_| ConnectError::Timeout(timeout))?.map(drop)
     }
 
     /// Lets go of all connections: idle ones are closed, the others when what runs on them has ended. How many there
