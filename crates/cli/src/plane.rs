@@ -41,4 +41,8 @@ impl DataPlane for Plane {
     fn force_dependency(&self, service: Option<&str>, name: &str, state: Option<DependencyState>) -> usize {
         self.0.force_dependency(service, name, state)
     }
+
+    fn fail_back(&self, service: &str) -> Result<Vec<String>, String> {
+        self.0.fail_back(service).map_err(|error| error.to_string())
+    }
 }

@@ -2,10 +2,10 @@
 
 use backstop_core::table::{
     Across, Addresses, AdmissionLimit, AdmissionSpec, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec,
-    DependencyEffect, DependencySpec, DnsSpec, EndpointSpec, Engine, FallbackSpec, FallbackStep, HealthSpec,
-    InferenceSpec, KeySpec, OutlierSpec, Protocol, RateSpec, ReadinessSpec, RegionMode, RegionSpec,
-    ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec, ServiceSpec, TableSpec, Timeouts, TlsSpec, TokenSpec,
-    VersionSpec, When,
+    DependencyEffect, DependencySpec, DnsSpec, EndpointSpec, Engine, Failback, FailoverSpec, FallbackSpec,
+    FallbackStep, HealthSpec, InferenceSpec, KeySpec, OutlierSpec, Protocol, RateSpec, ReadinessSpec,
+    RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec, ServiceSpec, TableSpec,
+    Timeouts, TlsSpec, TokenSpec, VersionSpec, When,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -107,6 +107,15 @@ fn service(service: &types::Service) -> ServiceSpec {
         admission: service.admission.map(admission),
         limits: limits(service.limits),
         limits_per_user: limits(service.limits_per_user),
+        failover: FailoverSpec {
+            failback: match service.failover.failback {
+                types::Failback::Auto => Failback::Auto,
+                types::Failback::Manual => Failback::Manual,
+            },
+            stable_for: service.failover.stable_for.0,
+            ramp: service.failover.ramp.iter().map(|share| share.share()).collect(),
+            drain: service.failover.drain.0,
+        },
         breaker: BreakerSpec { failures: service.breaker.failures, open: service.breaker.open.0 },
         outlier: OutlierSpec {
             interval: service.outlier.interval.0,

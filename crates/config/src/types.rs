@@ -236,6 +236,9 @@ pub(crate) struct Service {
     /// nobody are not counted here. The 50,000 users seen last are remembered.
     #[serde(default)]
     pub(crate) limits_per_user: Limits,
+    /// How work moves between tiers of endpoints (see `priority`), and away from an endpoint that is taken out.
+    #[serde(default)]
+    pub(crate) failover: Failover,
     /// Takes an endpoint out after failures in a row.
     #[serde(default)]
     pub(crate) breaker: Breaker,
@@ -642,6 +645,41 @@ pub(crate) struct Admission {
     pub(crate) queue: u32,
 }
 
+/// How work moves between tiers of endpoints, and away from an endpoint that is taken out.
+///
+/// What is gone is left at once. A tier whose endpoints serve but are all degraded is left step by step, and a tier that
+/// has recovered gets its work back step by step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "failover", transform = ordered::<Self>)]
+pub(crate) struct Failover {
+    /// Whether a tier that has recovered gets its work back by itself.
+    pub(crate) failback: Failback,
+    /// How long it must have been healthy before. Each step of the ramp lasts as long, and longer if there is no answer
+    /// to judge it by. Doubles with each return that fails, up to eight times.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
+    pub(crate) stable_for: Span,
+    /// Shares of the work that a tier gets one after the other. A step in which more than 10 % of its answers fail, and
+    /// more than the other side's, ends the move. Rising, and `100%` last.
+    #[schemars(length(min = 1))]
+    pub(crate) ramp: Vec<Percent>,
+    /// How long streams may go on at an endpoint that is drained, removed or no longer in the file. Then they are
+    /// carried on elsewhere; those that can't be may end where they are.
+    #[schemars(extend("x-min" = "0s", "x-max" = "24h"))]
+    pub(crate) drain: Span,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "failback")]
+pub(crate) enum Failback {
+    /// Once it has been stable.
+    #[default]
+    Auto,
+    /// With `backstop failback`, or when no endpoint of the standby serves.
+    Manual,
+}
+
 /// Takes an endpoint out after failures in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -804,6 +842,17 @@ impl Default for Cache {
 impl Default for Admission {
     fn default() -> Self {
         Self { limit: Concurrency::Adaptive, max: 256, queue: 512 }
+    }
+}
+
+impl Default for Failover {
+    fn default() -> Self {
+        Self {
+            failback: Failback::Auto,
+            stable_for: Span::secs(60),
+            ramp: [5.0, 25.0, 100.0].map(Percent::new).to_vec(),
+            drain: Span::secs(60),
+        }
     }
 }
 

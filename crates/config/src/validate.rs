@@ -12,7 +12,7 @@ use crate::http::HttpUrl;
 use crate::node::Node;
 use crate::problem::{Problem, alternatives, nearest};
 use crate::types::Admin;
-use crate::units::{Listen, Unit};
+use crate::units::{Listen, Percent, Unit};
 
 /// Adds what is wrong in `root` to `problems`.
 pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
@@ -33,6 +33,7 @@ pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
         validator.checks(service, &path);
         validator.dependencies(service, &path);
         validator.regions(service, &path);
+        validator.failover(service, &path);
         validator.fallback(service, root, &path);
         validator.admission(service, &path);
     }
@@ -150,6 +151,30 @@ impl Validator<'_> {
             let problem = Problem::new(self.file, node.at, format!("{path}.regions.mode"), message);
             self.problems
                 .push(problem.value(node.shown()).expected("`order` next to it: regions by preference"));
+        }
+    }
+
+    /// Each step of a ramp is larger than the one before, and the last is all.
+    fn failover(&mut self, service: &Node, path: &str) {
+        let Some(failover) = service.get("failover") else { return };
+        let ramp = items(failover, "ramp");
+        let mut before = 0.0;
+        for (index, step) in ramp.iter().enumerate() {
+            let Some(Ok(share)) = step.text().map(Percent::parse) else { return };
+            let (share, is_last) = (share.share(), index + 1 == ramp.len());
+            let message = if share <= before {
+                "is no larger than the step before it"
+            } else if is_last && share < 1.0 {
+                "is the last step and not all"
+            } else {
+                before = share;
+                continue;
+            };
+            let message = format!("`{}` {message}", step.shown());
+            let path = format!("{path}.failover.ramp[{index}]");
+            let problem = Problem::new(self.file, step.at, path, message).value(step.shown());
+            self.problems.push(problem.expected("rising shares that end with `100%`"));
+            return;
         }
     }
 

@@ -59,6 +59,8 @@ pub enum Refusal {
     NotKept { path: String, reason: String },
     #[error("the gateway can't serve that: {0}")]
     DataPlane(String),
+    #[error("nothing was failed back: {0}")]
+    NoFailback(String),
     #[error("this process has handed over to a new one and follows it")]
     Following,
 }

@@ -187,6 +187,25 @@ impl Control {
         Ok((meant, current.revision))
     }
 
+    /// Begins to give the tiers of a service whose standby has their work that work back. Gives their names, and the
+    /// revision.
+    pub(crate) fn fail_back(
+        &self,
+        actor: &Actor,
+        if_match: Option<&[u64]>,
+        service: &str,
+    ) -> Result<(Vec<String>, u64), Refusal> {
+        let _one_at_a_time = self.lock();
+        let deed = Deed { actor, action: "fail back", subject: service.to_owned() };
+        let current = self.current();
+        let tiers = self
+            .may_change(&current, if_match)
+            .and_then(|()| self.data_plane.fail_back(service).map_err(Refusal::NoFailback))
+            .map_err(|refusal| self.refuse(&deed, refusal))?;
+        self.emit(&deed, current.revision);
+        Ok((tiers, current.revision))
+    }
+
     /// For a process that has handed over to a new one and only lets its requests end: takes the file and the
     /// run-time changes as they are now, and makes no changes of its own from here on.
     pub fn follow(&self) {

@@ -107,6 +107,8 @@ impl From<Refusal> for ApiError {
             Refusal::NotKept { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "not_kept", message)
                 .hint("`state_dir` must be a directory that Backstop may write to, with room in it"),
             Refusal::DataPlane(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "not_servable", message),
+            Refusal::NoFailback(_) => Self::new(StatusCode::CONFLICT, "nothing_to_fail_back", message)
+                .hint("`GET /api/v1/services` shows the `tiers` of each version and their endpoints"),
             Refusal::Following => Self::new(StatusCode::SERVICE_UNAVAILABLE, "handed_over", message)
                 .hint("connect again: the new process answers at the same address"),
         }

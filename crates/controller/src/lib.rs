@@ -53,6 +53,13 @@ pub trait DataPlane: Send + Sync + 'static {
     /// Sets the state of a dependency against what its checks find; `None` leaves it to them again. Without a service
     /// all dependencies of that name are meant. Gives how many that were.
     fn force_dependency(&self, service: Option<&str>, name: &str, state: Option<DependencyState>) -> usize;
+
+    /// Begins to give the tiers of a service whose standby has their work that work back; gives their names.
+    ///
+    /// # Errors
+    ///
+    /// Why there is nothing to do.
+    fn fail_back(&self, service: &str) -> Result<Vec<String>, String>;
 }
 
 /// The document of the control API, in the form of OpenAPI 3.1.

@@ -24,8 +24,10 @@ const UNKNOWN_LATENCY: f64 = 0.03;
 pub struct Candidate {
     /// Configured share, > 0.
     pub weight: f64,
-    /// What health leaves of that share, 0–1: halved when degraded, growing during slow start.
+    /// What health leaves of that share among its siblings, 0–1: halved when degraded, growing during slow start.
     pub health: f64,
+    /// The same for its tier, which a degraded endpoint does not make smaller: see [`crate::standby`].
+    pub capacity: f64,
     /// Share by latency and errors, 0–1; only [`BalancePolicy::DynamicWeights`] asks for it.
     pub dynamic: f64,
     /// Requests whose upstream part has not ended.
@@ -144,12 +146,15 @@ pub struct Tier {
     pub weight: f64,
     /// Sum of what health leaves of them.
     pub healthy: f64,
+    /// Of the requests that reach it, how much it may take, 0–1 (see [`crate::standby`]).
+    pub share: f64,
 }
 
 /// Chooses a tier; `tiers` are in order of priority and `position` is uniform in 0–1.
 ///
 /// The first tier takes all traffic while its health × 1.4 covers it; as it loses more, the rest spills over to
-/// the next (Envoy's priority levels). `None` when no tier has any health.
+/// the next (Envoy's priority levels). A share that no other tier can take is taken after all. `None` when no tier has
+/// any health.
 pub fn choose_tier(tiers: &[Tier], position: f64) -> Option<usize> {
     let mut open = 1.0;
     let mut taken = Vec::with_capacity(tiers.len());
@@ -157,12 +162,15 @@ pub fn choose_tier(tiers: &[Tier], position: f64) -> Option<usize> {
         let takes = if tier.healthy <= 0.0 {
             0.0
         } else {
-            (tier.healthy / tier.weight * OVERPROVISIONING).min(1.0).min(open)
+            (tier.healthy / tier.weight * OVERPROVISIONING).min(open * tier.share)
         };
         open -= takes;
         taken.push(takes);
     }
     let total: f64 = taken.iter().sum();
+    if total <= 0.0 {
+        return tiers.iter().position(|tier| tier.healthy > 0.0);
+    }
     let mut left = position * total;
     for (i, takes) in taken.iter().enumerate() {
         left -= takes;
@@ -261,8 +269,15 @@ mod tests {
 
     use super::*;
 
-    const PLAIN: Candidate =
-        Candidate { weight: 1.0, health: 1.0, dynamic: 1.0, in_flight: 0, latency: Some(0.1), identity: 1 };
+    const PLAIN: Candidate = Candidate {
+        weight: 1.0,
+        health: 1.0,
+        capacity: 1.0,
+        dynamic: 1.0,
+        in_flight: 0,
+        latency: Some(0.1),
+        identity: 1,
+    };
 
     fn shares(policy: BalancePolicy, candidates: &[Candidate]) -> Vec<f64> {
         let mut rng = StdRng::seed_from_u64(7);
@@ -358,7 +373,7 @@ mod tests {
 
     #[test]
     fn tiers_spill_over() {
-        let tier = |weight, healthy| Tier { weight, healthy };
+        let tier = |weight, healthy| Tier { weight, healthy, share: 1.0 };
         let share = |tiers: &[Tier], of: usize| {
             let hits = (0..1000).filter(|i| choose_tier(tiers, f64::from(*i) / 1000.0) == Some(of)).count();
             hits as f64 / 1000.0
@@ -370,6 +385,11 @@ mod tests {
         // Nobody else can help: what is left takes everything.
         assert_eq!(share(&[tier(4.0, 1.0), tier(4.0, 0.0)], 0), 1.0);
         assert_eq!(choose_tier(&[tier(4.0, 0.0)], 0.5), None);
+        let sharing = |share| Tier { share, ..tier(4.0, 4.0) };
+        assert!((share(&[sharing(0.05), tier(4.0, 4.0)], 0) - 0.05).abs() < 0.002);
+        assert_eq!(share(&[sharing(0.0), tier(4.0, 4.0)], 0), 0.0);
+        assert_eq!(share(&[sharing(0.0), sharing(0.0), tier(4.0, 4.0)], 2), 1.0);
+        assert_eq!(share(&[sharing(0.0), tier(4.0, 0.0)], 0), 1.0, "nobody else can");
         assert_eq!(choose_tier(&[], 0.5), None);
     }
 

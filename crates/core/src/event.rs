@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::health::State;
+use crate::standby::Stage;
 use crate::status::DependencyState;
 
 /// Something an operator may want to know.
@@ -27,6 +28,17 @@ pub enum What {
     Breaker { endpoint: EndpointName, open: bool },
     /// It failed clearly more often than its siblings.
     Ejected { endpoint: EndpointName, seconds: f64, reason: String },
+    /// Work moves from a tier of endpoints to the next ones, or back.
+    Failover {
+        service: String,
+        version: String,
+        /// The tier by its priority, and its region if it has one, such as `priority 0`.
+        tier: String,
+        stage: Stage,
+        /// Of the requests that reach the tier, how much it may take, 0–1.
+        share: f64,
+        reason: String,
+    },
     /// Something that a service depends on came or went.
     Dependency { service: String, name: String, state: DependencyState, reason: String },
     /// A host name can't be resolved any more, or can again, or has more addresses than can be used.
@@ -66,10 +78,11 @@ pub enum What {
 
 impl What {
     /// All that [`What::kind`] may say.
-    pub const KINDS: [&str; 9] = [
+    pub const KINDS: [&str; 10] = [
         "health",
         "breaker",
         "ejected",
+        "failover",
         "dependency",
         "resolution",
         "certificate",
@@ -84,6 +97,7 @@ impl What {
             Self::Health { .. } => "health",
             Self::Breaker { .. } => "breaker",
             Self::Ejected { .. } => "ejected",
+            Self::Failover { .. } => "failover",
             Self::Dependency { .. } => "dependency",
             Self::Resolution { .. } => "resolution",
             Self::Certificate { .. } => "certificate",

@@ -15,5 +15,6 @@ pub mod health;
 pub mod outlier;
 pub mod progress;
 pub mod rate;
+pub mod standby;
 pub mod status;
 pub mod table;

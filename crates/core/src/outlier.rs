@@ -26,8 +26,22 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn total(self) -> u64 {
+    pub fn total(self) -> u64 {
         self.success + self.failure
+    }
+
+    /// Share of failures, 0–1; 0 if there is nothing to count.
+    pub fn failure_rate(self) -> f64 {
+        self.failure as f64 / self.total().max(1) as f64
+    }
+
+    /// What has come since `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            success: self.success.saturating_sub(before.success),
+            failure: self.failure.saturating_sub(before.failure),
+        }
     }
 }
 
@@ -55,7 +69,6 @@ pub fn outliers(counts: &[Counts]) -> Vec<usize> {
         success: a.success + b.success,
         failure: a.failure + b.failure,
     });
-    let rate = |c: Counts| c.failure as f64 / c.total().max(1) as f64;
     let mut found: Vec<usize> = (0..counts.len())
         .filter(|&i| {
             let own = counts[i];
@@ -65,10 +78,11 @@ pub fn outliers(counts: &[Counts]) -> Vec<usize> {
             }
             // Laplace's rule keeps the others' rate off zero.
             let expected = (others.failure + 1) as f64 / (others.total() + 2) as f64;
-            rate(own) > expected + MIN_EXCESS && upper_tail(own.total(), own.failure, expected) < SURPRISE
+            own.failure_rate() > expected + MIN_EXCESS
+                && upper_tail(own.total(), own.failure, expected) < SURPRISE
         })
         .collect();
-    found.sort_by(|&a, &b| rate(counts[b]).total_cmp(&rate(counts[a])));
+    found.sort_by(|&a, &b| counts[b].failure_rate().total_cmp(&counts[a].failure_rate()));
     found
 }
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::health::State;
+use crate::standby::Stage;
 use crate::table::Duty;
 
 /// Everything at one moment.
@@ -51,7 +52,22 @@ pub struct ServiceStatus {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct VersionStatus {
     pub name: String,
+    /// Those that have others after them, in their order: whether they have their work, or their standby has it.
+    pub tiers: Vec<TierStatus>,
     pub endpoints: Vec<EndpointStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TierStatus {
+    /// By its priority, and its region if it has one, such as `priority 0`.
+    pub name: String,
+    pub stage: Stage,
+    /// Of the requests that reach the tier, how much it may take, 0–1.
+    pub share: f64,
+    /// Of the last change; empty if there was none.
+    pub reason: String,
+    pub since_seconds: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -143,6 +143,7 @@ pub struct ServiceSpec {
     pub limits: RateSpec,
     /// Of each end user that a tenant's requests name.
     pub limits_per_user: RateSpec,
+    pub failover: FailoverSpec,
     pub breaker: BreakerSpec,
     pub outlier: OutlierSpec,
     pub health: HealthSpec,
@@ -546,6 +547,39 @@ pub enum Across {
     Stable,
     /// The services of its `fallback`.
     Fallback,
+}
+
+/// How work moves between tiers of endpoints, and away from an endpoint that is taken out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FailoverSpec {
+    pub failback: Failback,
+    /// How long a tier must have been healthy before it gets its work back; each step of the ramp lasts as long.
+    pub stable_for: Duration,
+    /// Shares, 0–1, rising; the last is 1.
+    pub ramp: Vec<f64>,
+    /// How long streams may go on at an endpoint that is drained or has left the table before they are carried on
+    /// elsewhere.
+    pub drain: Duration,
+}
+
+/// Whether a tier that has recovered gets its work back by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Failback {
+    #[default]
+    Auto,
+    /// When an operator says so.
+    Manual,
+}
+
+impl Default for FailoverSpec {
+    fn default() -> Self {
+        Self {
+            failback: Failback::Auto,
+            stable_for: Duration::from_secs(60),
+            ramp: vec![0.05, 0.25, 1.0],
+            drain: Duration::from_secs(60),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

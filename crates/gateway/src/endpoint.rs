@@ -9,6 +9,7 @@ use backstop_core::balance::{Candidate, DynamicWeight, PeakEwma, slow_start};
 use backstop_core::breaker::{Breaker, Outcome, Pass};
 use backstop_core::health::{Change, Finding, Health, Layer, State};
 use backstop_core::outlier::{Counts, Ejection};
+use backstop_core::standby::Fitness;
 use backstop_core::table::{BreakerSpec, Duty, EndpointSpec, HealthSpec, ServiceSpec};
 use http::HeaderValue;
 use tokio::sync::Notify;
@@ -276,17 +277,31 @@ impl Endpoint {
             && (self.breaker_clean.load(Relaxed) || self.breaker().would_admit(now))
     }
 
+    /// The same for a tier, which back-pressure does not move.
+    pub(crate) fn fitness(&self, now: Instant) -> Fitness {
+        let state = self.state();
+        let is_kept_out =
+            self.is_ejected(now) || !(self.breaker_clean.load(Relaxed) || self.breaker().would_admit(now));
+        match state {
+            State::Starting => Fitness::Unknown,
+            State::Healthy if !is_kept_out => Fitness::Good,
+            State::Degraded if !is_kept_out => Fitness::Degraded,
+            _ => Fitness::Down,
+        }
+    }
+
     /// How it presents itself to the balancer, with its configured weight.
     pub(crate) fn candidate(&self, weight: f64, kind: AnswerKind, now: Instant) -> Candidate {
-        let mut health = if self.state() == State::Degraded { 0.5 } else { 1.0 };
+        let mut capacity = 1.0;
         let recovered_at = self.recovered_at.load(Relaxed);
         if recovered_at != 0 {
             let window = self.settings.load().health.slow_start;
-            health *= slow_start(now.saturating_duration_since(clock::instant(recovered_at)), window);
+            capacity = slow_start(now.saturating_duration_since(clock::instant(recovered_at)), window);
         }
         Candidate {
             weight,
-            health,
+            health: if self.state() == State::Degraded { capacity / 2.0 } else { capacity },
+            capacity,
             dynamic: f64::from_bits(self.load.dynamic.load(Relaxed)),
             in_flight: self.in_flight(),
             latency: self.load.latency[kind as usize].now(now),

@@ -85,6 +85,9 @@ fn log(what: &What) {
         What::Ejected { endpoint: EndpointName { service, version, url }, seconds, reason } => {
             warn!(service, version, endpoint = url, seconds, reason, "endpoint ejected as an outlier");
         }
+        What::Failover { service, version, tier, stage, share, reason } => {
+            warn!(service, version, tier, %stage, share, reason, "work moves between tiers");
+        }
         What::Dependency { service, name, state, reason } => {
             warn!(service, dependency = name, ?state, reason, "dependency changed state");
         }

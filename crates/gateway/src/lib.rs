@@ -32,6 +32,7 @@ mod reply;
 mod request;
 mod resume;
 mod server;
+mod standby;
 mod status;
 mod stream;
 mod table;
@@ -64,6 +65,7 @@ use record::Totals;
 use registry::Registry;
 pub use server::Leave;
 use server::Phase;
+pub use standby::FailbackError;
 use table::Table;
 use tasks::OwnedTask;
 use tls::Certificates;
@@ -151,7 +153,7 @@ pub struct Gateway {
     shared: Arc<Shared>,
     events: Arc<Events>,
     linker: Arc<Linker>,
-    _watches: [OwnedTask; 3],
+    _watches: [OwnedTask; 4],
 }
 
 /// Puts tables into service, one after the other.
@@ -218,6 +220,7 @@ impl Gateway {
         let watches = [
             OwnedTask::spawn("outliers", outliers::watch(Arc::clone(&shared))),
             OwnedTask::spawn("machine", machine::watch(Arc::clone(&shared.machine))),
+            OwnedTask::spawn("tiers", standby::watch(Arc::clone(&shared), Arc::clone(&events))),
             OwnedTask::spawn("names", Arc::clone(&linker).follow_names()),
         ];
         Self { shared, events, linker, _watches: watches }
@@ -294,6 +297,16 @@ impl Gateway {
             *dependency.name == *name && service.is_none_or(|service| *dependency.service == *service)
         });
         meant.map(|dependency| dependency.force(state)).count()
+    }
+
+    /// Begins to give the tiers of a service whose standby has their work that work back, as soon as they are healthy;
+    /// gives their names.
+    ///
+    /// # Errors
+    ///
+    /// Why there is nothing to do.
+    pub fn fail_back(&self, service: &str) -> Result<Vec<String>, FailbackError> {
+        standby::fail_back(&self.shared.table.load(), &self.events, service)
     }
 
     /// The kept events after the one with `id`; at most 1,024 are kept.

@@ -14,6 +14,7 @@ use crate::events::Events;
 use crate::load::ServiceLoad;
 use crate::metrics::{ServiceMetrics, VersionMetrics};
 use crate::probe;
+use crate::standby::TierSwitch;
 use crate::table::{Service, Table};
 use crate::tasks::OwnedTask;
 use crate::tls::{Trust, TrustError};
@@ -25,6 +26,8 @@ pub(crate) struct Registry {
     metrics: Mutex<HashMap<(String, String), Arc<VersionMetrics>>>,
     services: Mutex<HashMap<String, OfService>>,
     caches: Mutex<HashMap<String, Arc<Cache>>>,
+    /// By service, version and tier.
+    switches: Mutex<HashMap<(String, String, String), Arc<TierSwitch>>>,
     /// By service and name.
     dependencies: Mutex<HashMap<(String, String), WatchedDependency>>,
     pub(crate) discovery: Discovery,
@@ -60,6 +63,7 @@ impl Registry {
             metrics: Mutex::default(),
             services: Mutex::default(),
             caches: Mutex::default(),
+            switches: Mutex::default(),
             dependencies: Mutex::default(),
             discovery: Discovery::new(Arc::clone(&events)),
             trust: Mutex::default(),
@@ -118,6 +122,13 @@ impl Registry {
     pub(crate) fn version_metrics(&self, service: &str, version: &str) -> Arc<VersionMetrics> {
         let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(metrics.entry((service.to_owned(), version.to_owned())).or_default())
+    }
+
+    /// What is known of a tier that has others after it.
+    pub(crate) fn switch(&self, service: &str, version: &str, tier: &str) -> Arc<TierSwitch> {
+        let mut switches = self.switches.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = (service.to_owned(), version.to_owned(), tier.to_owned());
+        Arc::clone(switches.entry(id).or_insert_with(|| Arc::new(TierSwitch::new())))
     }
 
     /// What is known of a service, with its new settings: what was, or nothing yet.
@@ -199,6 +210,12 @@ impl Registry {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.retain(|service, _| table.services.contains_key(service.as_str()));
         drop(caches);
+        let mut switches = self.switches.lock().unwrap_or_else(PoisonError::into_inner);
+        switches.retain(|(service, version, tier), _| {
+            let version = table.services.get(service.as_str()).and_then(|service| service.version(version));
+            version.is_some_and(|version| version.tiers.iter().any(|it| it.name == *tier))
+        });
+        drop(switches);
         let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         metrics.retain(|(service, version), _| {
             table.services.get(service.as_str()).is_some_and(|service| service.version(version).is_some())

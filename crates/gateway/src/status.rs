@@ -6,7 +6,7 @@ use std::time::Instant;
 use backstop_core::status::{EndpointStatus, ServiceStatus, Status, VersionStatus};
 
 use crate::table::{Service, Target};
-use crate::{Shared, clock};
+use crate::{Shared, clock, standby};
 
 pub(crate) fn of(shared: &Shared) -> Status {
     let table = shared.table.load();
@@ -20,6 +20,7 @@ pub(crate) fn of(shared: &Shared) -> Status {
 fn of_service(service: &Arc<Service>, now: Instant) -> ServiceStatus {
     let versions = service.versions.iter().map(|version| VersionStatus {
         name: version.name.to_string(),
+        tiers: standby::status(version, now),
         endpoints: version.targets.iter().map(|target| of_target(target, now)).collect(),
     });
     ServiceStatus {

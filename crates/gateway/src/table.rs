@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use backstop_core::balance::{self, Candidate, Tier};
+use backstop_core::balance::{self, Candidate};
 use backstop_core::rate::Owner;
 use backstop_core::table::{
-    BalancePolicy, EndpointSpec, FallbackSpec, OutlierSpec, RateSpec, ReadinessSpec, ResumeSpec, RetrySpec,
-    RuleSpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
+    BalancePolicy, EndpointSpec, FailoverSpec, FallbackSpec, OutlierSpec, RateSpec, ReadinessSpec,
+    ResumeSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
 };
 use http::{HeaderMap, HeaderValue};
 
@@ -23,6 +23,7 @@ use crate::load::ServiceLoad;
 use crate::metrics::{ServiceMetrics, VersionMetrics};
 use crate::rate;
 use crate::registry::{OfService, Registry};
+use crate::standby::TierSwitch;
 
 /// Routes of one revision; replaced as a whole.
 pub(crate) struct Table {
@@ -55,6 +56,7 @@ pub(crate) struct Service {
     /// The first of the values of `model` that select it.
     pub(crate) model: String,
     pub(crate) outlier: OutlierSpec,
+    pub(crate) failover: FailoverSpec,
 }
 
 pub(crate) struct Version {
@@ -63,7 +65,10 @@ pub(crate) struct Version {
     pub(crate) header: HeaderValue,
     /// `stable` or `gray`, as logs and metrics call it.
     pub(crate) env: &'static str,
+    /// By tier.
     pub(crate) targets: Vec<Target>,
+    /// In the order in which they are used.
+    pub(crate) tiers: Vec<Tier>,
     pub(crate) metrics: Arc<VersionMetrics>,
     balance: BalancePolicy,
     turn: AtomicU64,
@@ -86,8 +91,15 @@ pub(crate) struct Target {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) weight: f64,
     pub(crate) priority: u8,
-    /// Priority, then nearness of the region: lower ones first.
-    tier: (u8, usize),
+    /// Its place in [`Version::tiers`].
+    pub(crate) tier: usize,
+}
+
+/// Endpoints that are used alike: of one priority and nearness.
+pub(crate) struct Tier {
+    pub(crate) name: String,
+    /// `None` for the last one.
+    pub(crate) switch: Option<Arc<TierSwitch>>,
 }
 
 impl Table {
@@ -172,13 +184,14 @@ impl Service {
             .versions
             .iter()
             .map(|version| {
-                let (targets, names) = targets(spec, version, tier, registry);
+                let (targets, tiers, names) = targets(spec, version, tier, registry);
                 Arc::new(Version {
                     name: version.name.as_str().into(),
                     header: HeaderValue::from_str(&version.name)
                         .unwrap_or(HeaderValue::from_static("unnamed")),
                     env: if version.name == spec.stable { "stable" } else { "gray" },
                     targets,
+                    tiers,
                     metrics: registry.version_metrics(&spec.name, &version.name),
                     balance: spec.balance,
                     turn: AtomicU64::new(0),
@@ -192,6 +205,7 @@ impl Service {
                 header: HeaderValue::from_static("none"),
                 env: "stable",
                 targets: Vec::new(),
+                tiers: Vec::new(),
                 metrics: Arc::default(),
                 balance: spec.balance,
                 turn: AtomicU64::new(0),
@@ -222,6 +236,7 @@ impl Service {
             cache: registry.cache(&spec.name, spec.cache),
             model: spec.models.first().unwrap_or(&spec.name).clone(),
             outlier: spec.outlier,
+            failover: spec.failover.clone(),
         }
     }
 
@@ -245,13 +260,32 @@ impl Service {
     }
 }
 
-/// The endpoints of a version in their order, and the names that some of them are found by.
+/// The endpoints of a version in the order of their tiers, these, and the names that some of them are found by.
 fn targets(
     service: &ServiceSpec,
     version: &VersionSpec,
     tier: impl Fn(&EndpointSpec) -> (u8, usize),
     registry: &Registry,
-) -> (Vec<Target>, Vec<Linked>) {
+) -> (Vec<Target>, Vec<Tier>, Vec<Linked>) {
+    // Priority, then nearness of the region: lower ones first.
+    let mut ranks: Vec<(u8, usize)> = version.endpoints.iter().map(&tier).collect();
+    ranks.sort_unstable();
+    ranks.dedup();
+    let named = |rank: &(u8, usize)| {
+        let of_tier = version.endpoints.iter().filter(|spec| tier(spec) == *rank);
+        let mut regions: Vec<&str> = of_tier.filter_map(|spec| spec.region.as_deref()).collect();
+        regions.sort_unstable();
+        regions.dedup();
+        let regions: String = regions.iter().map(|region| format!(", {region}")).collect();
+        format!("priority {}{regions}", rank.0)
+    };
+    let tier_of = |(place, rank): (usize, &(u8, usize))| {
+        let name = named(rank);
+        let is_last = place + 1 == ranks.len();
+        let switch = (!is_last).then(|| registry.switch(&service.name, &version.name, &name));
+        Tier { name, switch }
+    };
+    let tiers = ranks.iter().enumerate().map(tier_of).collect();
     let (mut targets, mut names) = (Vec::<Target>::new(), Vec::new());
     for spec in &version.endpoints {
         let (located, name) = registry.discovery.locate(spec);
@@ -262,12 +296,20 @@ fn targets(
                 continue;
             }
             let endpoint = registry.endpoint(service, &version.name, spec, located);
-            let (weight, priority, tier) = (spec.weight, spec.priority, tier(spec));
+            let (weight, priority) = (spec.weight, spec.priority);
+            let tier = ranks.iter().position(|rank| *rank == tier(spec)).unwrap_or_default();
             targets.push(Target { endpoint, weight, priority, tier });
         }
     }
     targets.sort_by_key(|target| target.tier);
-    (targets, names)
+    (targets, tiers, names)
+}
+
+impl Tier {
+    /// Of the requests that reach it, how much it may take, 0–1.
+    pub(crate) fn share(&self) -> f64 {
+        self.switch.as_ref().map_or(1.0, |switch| switch.share())
+    }
 }
 
 impl Version {
@@ -318,16 +360,17 @@ impl Version {
     ) -> Option<&Arc<Endpoint>> {
         let rng = &mut rand::rng();
         let mut open: Vec<(&Target, Candidate)> = Vec::with_capacity(self.targets.len());
-        let mut tiers: Vec<((u8, usize), Tier)> = Vec::with_capacity(1);
+        let mut tiers: Vec<(usize, balance::Tier)> = Vec::with_capacity(1);
         for target in self.targets.iter().filter(&fresh) {
             if tiers.last().is_none_or(|(tier, _)| *tier != target.tier) {
-                tiers.push((target.tier, Tier { weight: 0.0, healthy: 0.0 }));
+                let share = self.tiers.get(target.tier).map_or(1.0, Tier::share);
+                tiers.push((target.tier, balance::Tier { weight: 0.0, healthy: 0.0, share }));
             }
             let Some((_, tier)) = tiers.last_mut() else { continue };
             tier.weight += target.weight;
             if admits(&target.endpoint) {
                 let candidate = target.endpoint.candidate(target.weight, wish.kind, now);
-                tier.healthy += target.weight * candidate.health;
+                tier.healthy += target.weight * candidate.capacity;
                 open.push((target, candidate));
             }
         }
@@ -335,7 +378,7 @@ impl Version {
             [] => return None,
             [(tier, _)] => *tier,
             several => {
-                let levels: Vec<Tier> = several.iter().map(|(_, tier)| *tier).collect();
+                let levels: Vec<balance::Tier> = several.iter().map(|(_, tier)| *tier).collect();
                 several[balance::choose_tier(&levels, rand::RngExt::random(rng))?].0
             }
         };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use backstop_core::event::{CertificateState, EndpointName, Event, ResolutionState, What};
 use backstop_core::health::State;
+use backstop_core::standby::Stage;
 use backstop_core::status::DependencyState;
 use serde::Deserialize;
 
@@ -173,6 +174,16 @@ fn told(event: &Event, colour: bool) -> String {
                 CertificateState::Refused | CertificateState::Expired => AnsiColor::Red,
             };
             (format!("{listener}: {reason}"), Some(tone))
+        }
+        What::Failover { service, version, tier, stage, share, reason } => {
+            let (to, tone) = match stage {
+                Stage::Primary => ("has its work".to_owned(), AnsiColor::Green),
+                Stage::Standby => ("its standby has the work".to_owned(), AnsiColor::Red),
+                Stage::Leaving | Stage::Returning => {
+                    (format!("{stage}, takes {:.0} %", share * 100.0), AnsiColor::Yellow)
+                }
+            };
+            (format!("{tier} of {service}/{version}: {to}: {reason}"), Some(tone))
         }
         What::Table { revision } => (format!("revision {revision} serves"), None),
         What::Change { actor, action, subject, revision } => {

@@ -4,6 +4,7 @@ pub(crate) mod config;
 pub(crate) mod dependency;
 pub(crate) mod endpoint;
 pub(crate) mod events;
+pub(crate) mod failback;
 pub(crate) mod reload;
 
 mod client;

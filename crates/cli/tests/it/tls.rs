@@ -27,8 +27,9 @@ fn with_tls(settings: &str, folder: &Folder) -> String {
 async fn ask(addr: SocketAddr, ca: &str, request: &str, body: &[u8]) -> (String, String) {
     let mut stream = connect(addr, ca, HTTP1).await;
     let length = body.len();
-    let head =
-        format!("{request} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+    let head = format!(
+        "{request} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+    );
     stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
     let mut answer = String::new();
     soon("the answer", stream.read_to_string(&mut answer)).await.unwrap();

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use backstop_core::table::{
     Across, Addresses, AdmissionLimit, AdmissionSpec, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec,
-    DependencyCheck, DependencyEffect, DependencySpec, EndpointSpec, Engine, FallbackSpec, FallbackStep,
-    HealthSpec, InferenceSpec, OutlierSpec, Protocol, RateSpec, ReadinessSpec, RegionMode, RegionSpec,
-    ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec, Target, Timeouts, TlsSpec,
-    VersionSpec, When,
+    DependencyCheck, DependencyEffect, DependencySpec, EndpointSpec, Engine, FailoverSpec, FallbackSpec,
+    FallbackStep, HealthSpec, InferenceSpec, OutlierSpec, Protocol, RateSpec, ReadinessSpec, RegionMode,
+    RegionSpec, ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec, Target,
+    Timeouts, TlsSpec, VersionSpec, When,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -119,6 +119,7 @@ fn minimal_service() -> ServiceSpec {
             modes: vec![ResumeMode::Continue, ResumeMode::Replay],
             across: vec![Across::Version, Across::Stable],
         },
+        failover: FailoverSpec::default(),
         breaker: BreakerSpec { failures: 5, open: Duration::from_secs(10) },
         outlier: OutlierSpec {
             interval: Duration::from_secs(10),

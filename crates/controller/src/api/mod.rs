@@ -74,6 +74,7 @@ fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(services::list))
         .routes(routes!(services::one))
+        .routes(routes!(services::fail_back))
         .routes(routes!(endpoints::list, endpoints::add, endpoints::remove))
         .routes(routes!(endpoints::drain))
         .routes(routes!(endpoints::isolate))

@@ -1,12 +1,15 @@
 //! Services and how they stand.
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use backstop_core::status::{ServiceStatus, Status};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Api, Tagged};
+use crate::change::Actor;
 use crate::error::{ApiError, ErrorBody};
-use crate::extract::PathName;
+use crate::extract::{IfMatch, PathName};
 
 /// All services with their versions, endpoints and dependencies
 #[utoipa::path(get, path = "/api/v1/services", responses((status = OK, body = Status)))]
@@ -27,11 +30,46 @@ pub(super) async fn one(
     PathName(name): PathName,
 ) -> Result<Tagged<ServiceStatus>, ApiError> {
     let status = api.data_plane().status();
-    let known = || {
+    Ok(Tagged(status.revision, find(&status, &name)?.clone()))
+}
+
+fn find<'s>(status: &'s Status, name: &str) -> Result<&'s ServiceStatus, ApiError> {
+    status.services.iter().find(|service| service.name == name).ok_or_else(|| {
         let names: Vec<String> = status.services.iter().map(|it| format!("`{}`", it.name)).collect();
-        format!("there is no service `{name}`; there is {}", names.join(", "))
-    };
-    let found = status.services.iter().find(|service| service.name == name).cloned();
-    let found = found.ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "unknown_service", known()))?;
-    Ok(Tagged(status.revision, found))
+        let message = format!("there is no service `{name}`; there is {}", names.join(", "));
+        ApiError::new(StatusCode::NOT_FOUND, "unknown_service", message)
+    })
+}
+
+/// What gets its work back.
+#[derive(Serialize, ToSchema)]
+pub(super) struct FailedBack {
+    /// Tiers by their priority, each with its version.
+    tiers: Vec<String>,
+}
+
+/// Give work that moved to a standby back
+///
+/// By the steps of `failover.ramp`, beginning now. Tiers whose endpoints are not healthy stay as they are.
+#[utoipa::path(
+    post,
+    path = "/api/v1/services/{service}/failback",
+    params(("service" = String, Path, description = "Its name")),
+    responses(
+        (status = OK, body = FailedBack),
+        (status = NOT_FOUND, body = ErrorBody),
+        (status = CONFLICT, body = ErrorBody),
+        (status = PRECONDITION_FAILED, body = ErrorBody),
+    )
+)]
+pub(super) async fn fail_back(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    PathName(name): PathName,
+    IfMatch(if_match): IfMatch,
+) -> Result<Tagged<FailedBack>, ApiError> {
+    find(&api.data_plane().status(), &name)?;
+    let back = move |control: &crate::Control| control.fail_back(&actor, if_match.as_deref(), &name);
+    let (tiers, revision) = api.blocking(back).await?;
+    Ok(Tagged(revision, FailedBack { tiers }))
 }

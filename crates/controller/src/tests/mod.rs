@@ -89,7 +89,8 @@ impl DataPlane for Plane {
 
     fn status(&self) -> Status {
         let table = self.table();
-        let version = |name: &str| VersionStatus { name: name.to_owned(), endpoints: Vec::new() };
+        let version =
+            |name: &str| VersionStatus { name: name.to_owned(), tiers: Vec::new(), endpoints: Vec::new() };
         let service = |name: &str| ServiceStatus {
             name: name.to_owned(),
             stable: "v1".to_owned(),
@@ -127,6 +128,14 @@ impl DataPlane for Plane {
 
     fn force_dependency(&self, _: Option<&str>, name: &str, _: Option<DependencyState>) -> usize {
         usize::from(name == "a/b")
+    }
+
+    fn fail_back(&self, service: &str) -> Result<Vec<String>, String> {
+        if service == "chat" {
+            Ok(vec!["priority 0 of version `v1`".to_owned()])
+        } else {
+            Err(format!("nothing of `{service}` has moved to a standby"))
+        }
     }
 }
 

@@ -102,6 +102,8 @@ metrics! {
         "1 while the circuit breaker is open or half-open.";
     EJECTED = Gauge "backstop_endpoint_ejected" ENDPOINT,
         "1 while the endpoint is ejected as an outlier.";
+    TIER_SHARE = Gauge "backstop_tier_share_ratio" &["service", "version", "tier"],
+        "Of the requests that reach a tier of endpoints which has others after it, how much it may take: 1 while it has its work, 0 while its standby has it, between them on the way.";
     ENGINE_RUNNING = Gauge "backstop_engine_requests_running" ENDPOINT,
         "Requests that the engine says it runs; only of engines that report it.";
     ENGINE_WAITING = Gauge "backstop_engine_requests_waiting" ENDPOINT,
@@ -304,6 +306,9 @@ fn add_versions(page: &mut Page, table: &Table) {
             let tokens = [("input", &metrics.input_tokens), ("output", &metrics.output_tokens)];
             for (direction, count) in tokens {
                 page.add(&TOKENS, &[service_name, version_name, direction], count.load(Relaxed) as f64);
+            }
+            for tier in version.tiers.iter().filter(|tier| tier.switch.is_some()) {
+                page.add(&TIER_SHARE, &[service_name, version_name, &tier.name], tier.share());
             }
             for target in &version.targets {
                 add_endpoint(page, names, &target.endpoint);

@@ -9,8 +9,8 @@ use backstop_core::event::What;
 use backstop_core::health::State;
 use backstop_core::status::{EndpointStatus, Totals};
 use backstop_core::table::{
-    BalancePolicy, BreakerSpec, EndpointSpec, Engine, HealthSpec, OutlierSpec, RateSpec, RegionSpec,
-    ResumeSpec, RetrySpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
+    BalancePolicy, BreakerSpec, EndpointSpec, Engine, FailoverSpec, HealthSpec, OutlierSpec, RateSpec,
+    RegionSpec, ResumeSpec, RetrySpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
 };
 use backstop_engine_sim::{Sim, SimConfig, expected_text};
 use backstop_gateway::Gateway;
@@ -68,6 +68,12 @@ pub(crate) fn service(sims: &[Sim]) -> ServiceSpec {
         limits: RateSpec::default(),
         limits_per_user: RateSpec::default(),
         resume: ResumeSpec { attempts: 0, modes: Vec::new(), across: Vec::new() },
+        failover: FailoverSpec {
+            ramp: vec![1.0],
+            stable_for: Duration::ZERO,
+            drain: LONG,
+            ..FailoverSpec::default()
+        },
         breaker: BreakerSpec { failures: 1000, open: LONG },
         outlier: OutlierSpec { interval: LONG, ejection: LONG, max_ejected: 0.5 },
         health: HealthSpec {
