@@ -22,6 +22,8 @@ OTHER = {
     "controller/extract::MOST_IGNORED": "follows from another",
     "core/admission/gradient::MOST": "part of a decision",
     "core/outlier::MAX_MULTIPLE": "part of a decision",
+    "core/standby::MAX_FAILED": "part of a decision",
+    "core/standby::MOST_PATIENCE": "part of a decision",
     "gateway/upstream/exchange::STALE_WITHIN": "part of a decision",
     "gateway/upstream/fuzzing::MAX_HEAD": "the one of `wire`",
 }

@@ -12,7 +12,7 @@ use backstop_openai::{Api, Usage};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use crate::endpoint::{Endpoint, Lease, Settings};
+use crate::endpoint::{Departure, Endpoint, LOOK, Lease, Settings};
 use crate::fault::Fault;
 use crate::request::Routed;
 use crate::stream::{Step, StreamReader};
@@ -63,7 +63,7 @@ pub(crate) async fn run(
     let fault = match shared.unless_closing(until(version, &endpoint, deadline, answered)).await {
         Some(Ok(Ok(won))) => return Ok((won, lease)),
         Some(Ok(Err(fault))) => fault,
-        Some(Err(Interrupted::Lost)) => Fault::Unhealthy,
+        Some(Err(Interrupted::Left(departure))) => departure.into(),
         Some(Err(Interrupted::Deadline)) if clock::now() >= routed.total.deadline => {
             Fault::Total(routed.total.limit)
         }
@@ -275,13 +275,10 @@ fn says_json(headers: &HeaderMap) -> bool {
 
 enum Interrupted {
     Deadline,
-    Lost,
+    Left(Departure),
 }
 
-/// How often a waiting attempt looks whether its endpoint has been lost meanwhile.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// Runs `future` until `deadline`, or until its endpoint is lost and another could do the work.
+/// Runs `future` until `deadline`, or until its endpoint is to be left and another could do the work.
 async fn until<F: Future>(
     version: &Version,
     endpoint: &Arc<Endpoint>,
@@ -300,8 +297,10 @@ async fn until<F: Future>(
             if now >= deadline {
                 return Poll::Ready(Err(Interrupted::Deadline));
             }
-            if endpoint.is_lost() && version.has_other_than(endpoint, now) {
-                return Poll::Ready(Err(Interrupted::Lost));
+            if let Some(departure) = endpoint.departure(now)
+                && version.has_other_than(endpoint, now)
+            {
+                return Poll::Ready(Err(Interrupted::Left(departure)));
             }
             alarm.as_mut().reset(alarm_at(now));
         }

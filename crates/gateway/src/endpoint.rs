@@ -23,6 +23,8 @@ use crate::upstream::{Connector, Pool};
 const FAILURE_LATENCY: Duration = Duration::from_secs(5);
 /// How long an endpoint that answers 429 or 503 without `Retry-After` gets no new work while others can.
 const PRESSURE_PAUSE: Duration = Duration::from_secs(1);
+/// How often whoever waits for an endpoint looks whether it is to be left.
+pub(crate) const LOOK: Duration = Duration::from_secs(1);
 /// The longest pause an endpoint may ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
@@ -41,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) spec: EndpointSpec,
     pub(crate) health: HealthSpec,
     pub(crate) breaker: BreakerSpec,
+    /// How long its streams may go on when it is taken out.
+    drain: Duration,
     /// What a probe's own request asks for.
     pub(crate) probe_model: String,
     /// `Host` and `Authorization` of requests to it, ready made.
@@ -60,6 +64,7 @@ impl Settings {
             spec: spec.clone(),
             health: service.health.clone(),
             breaker: service.breaker,
+            drain: service.failover.drain,
             probe_model: spec.model.as_ref().or(service.models.first()).cloned().unwrap_or_default(),
             host: host.unwrap_or(HeaderValue::from_static("localhost")),
             credentials,
@@ -88,7 +93,9 @@ pub(crate) struct Endpoint {
     paused_until: AtomicU64,
     recovered_at: AtomicU64,
     stall_suspected: AtomicBool,
-    lost: AtomicBool,
+    dead: AtomicBool,
+    /// When what runs on it is to have left, as an operator or the table wants it; 0 = never.
+    leave_by: AtomicU64,
     /// It has refused a request that ends with the beginning of its answer.
     no_prefill: AtomicBool,
     report: Mutex<Arc<Report>>,
@@ -188,7 +195,8 @@ impl Endpoint {
             paused_until: AtomicU64::new(0),
             recovered_at: AtomicU64::new(0),
             stall_suspected: AtomicBool::new(false),
-            lost: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            leave_by: AtomicU64::new(0),
             no_prefill: AtomicBool::new(false),
             report: Mutex::default(),
         }
@@ -225,7 +233,18 @@ impl Endpoint {
 
     fn order(&self, order: Option<(State, &str)>) {
         let mut health = self.health();
-        let change = health.order(order, clock::now());
+        let now = clock::now();
+        let change = health.order(order, now);
+        match (order, self.leave_by.load(Relaxed)) {
+            (None, _) => self.leave_by.store(0, Relaxed),
+            (Some((State::Draining, _)), 0) => {
+                let leave_by = now + self.settings.load().drain;
+                self.leave_by.store(clock::nanos(leave_by).max(1), Relaxed);
+            }
+            // Whoever is being drained keeps the deadline.
+            (Some((State::Draining, _)), _) => {}
+            (Some(_), _) => self.leave_by.store(clock::nanos(now).max(1), Relaxed),
+        }
         self.publish(&health, change);
     }
 
@@ -239,14 +258,18 @@ impl Endpoint {
             self.breaker().recovered(clock::now());
         }
         self.state.store(change.to as u8, Relaxed);
-        self.lost.store(health.is_dead() || change.to == State::Isolated, Relaxed);
+        self.dead.store(health.is_dead(), Relaxed);
         self.events.emit(events::health(&self.id, &change));
     }
 
-    /// The process is gone or stands still, or an operator has isolated it: an answer that has not begun had better
-    /// come from elsewhere.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.lost.load(Relaxed)
+    /// Why what runs on it had better go on elsewhere, if it had.
+    pub(crate) fn departure(&self, now: Instant) -> Option<Departure> {
+        let leave_by = self.leave_by.load(Relaxed);
+        if leave_by != 0 && clock::nanos(now) >= leave_by {
+            Some(Departure::Ordered)
+        } else {
+            self.dead.load(Relaxed).then_some(Departure::Dead)
+        }
     }
 
     /// It does not take an answer's beginning: no need to ask again until it is started anew.
@@ -458,6 +481,15 @@ impl Endpoint {
             .update(mean, f64::from(faults) / f64::from(answers));
         self.load.dynamic.store(weight.factor().to_bits(), Relaxed);
     }
+}
+
+/// Why what runs on an endpoint had better go on elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// The process is gone or stands still.
+    Dead,
+    /// An operator has isolated it, or it was drained or has left the table and its time is over.
+    Ordered,
 }
 
 /// An attempt that the endpoint works on. Its load counts until the upstream's part has ended, however it ends;

@@ -1,7 +1,7 @@
 //! Where the next attempt of a request goes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backstop_core::table::{Across, FallbackStep};
 
@@ -108,6 +108,12 @@ pub(crate) async fn next<'t>(
         return Some(choice);
     }
     again(&candidates, routed, past).await
+}
+
+/// Whether another endpoint than `endpoint` could carry a stream on now.
+pub(crate) fn has_elsewhere(table: &Table, routed: &Routed, endpoint: &Arc<Endpoint>, now: Instant) -> bool {
+    let candidates = candidates(table, routed, &routed.resume.across);
+    candidates.iter().any(|(_, version)| version.has_other_than(endpoint, now))
 }
 
 type Candidate<'t> = (&'t Arc<Service>, &'t Arc<Version>);

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
 use crate::admission::Overload;
+use crate::endpoint::Departure;
 use crate::upstream::{ConnectError, SendError, WireError};
 
 /// `code` and `type` of what is beyond a rate limit.
@@ -164,6 +165,8 @@ pub(crate) enum Fault {
     TooLarge(usize),
     #[error("the upstream was found unhealthy while it owed an answer")]
     Unhealthy,
+    #[error("the upstream was taken out while it owed an answer")]
+    TakenOut,
     #[error("no healthy endpoint")]
     NoEndpoint,
     #[error("{0}")]
@@ -190,13 +193,24 @@ impl From<SendError> for Fault {
     }
 }
 
+impl From<Departure> for Fault {
+    fn from(departure: Departure) -> Self {
+        match departure {
+            Departure::Dead => Self::Unhealthy,
+            Departure::Ordered => Self::TakenOut,
+        }
+    }
+}
+
 impl Fault {
     /// What it says about the endpoint.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
             // Back-pressure is not a fault.
             Self::Status { status, .. } if matches!(status.as_u16(), 429 | 503) => Outcome::Neutral,
-            Self::NoEndpoint | Self::Total(_) | Self::Closing | Self::Credentials(_) => Outcome::Neutral,
+            Self::NoEndpoint | Self::TakenOut | Self::Total(_) | Self::Closing | Self::Credentials(_) => {
+                Outcome::Neutral
+            }
             Self::Overloaded(_) | Self::RateLimited(_) => Outcome::Neutral,
             // An answer beyond our limits is a matter of the request.
             Self::TooLarge(_) | Self::EventTooLong(_) | Self::Redirect(_) => Outcome::Neutral,
@@ -222,7 +236,7 @@ impl Fault {
 
     /// The endpoint does not exist any more, as far as the request is concerned: another takes its place.
     pub(crate) fn endpoint_is_gone(&self) -> bool {
-        matches!(self, Self::Connect(_) | Self::Lost(_) | Self::Unhealthy | Self::Truncated)
+        matches!(self, Self::Connect(_) | Self::Lost(_) | Self::Unhealthy | Self::TakenOut | Self::Truncated)
     }
 
     /// Whether the rest of a stream that ended so may be had elsewhere.
@@ -280,6 +294,7 @@ impl Fault {
             Self::Redirect(_) => "upstream_redirect",
             Self::Truncated | Self::Event(EventFault::Unfinished) => "upstream_truncated",
             Self::Unhealthy => "upstream_unhealthy",
+            Self::TakenOut => "upstream_taken_out",
             Self::Answer(_) | Self::UnexpectedStream | Self::NoStream => "upstream_malformed_answer",
             Self::TooLarge(_) => "upstream_answer_too_large",
             Self::NoEndpoint => "no_healthy_endpoint",

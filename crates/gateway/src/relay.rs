@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::time::Sleep;
 
 use crate::cache::Tee;
-use crate::endpoint::Lease;
+use crate::endpoint::{Departure, LOOK, Lease};
 use crate::failover::Past;
 use crate::fault::Fault;
 use crate::record::Record;
@@ -48,15 +48,22 @@ type Attempts = Pin<Box<dyn Future<Output = (Resumption, Result<Rest, Fault>)> +
 
 #[expect(clippy::large_enum_variant, reason = "nearly always the large one")]
 enum Source {
-    Flowing {
-        reader: StreamReader,
-        lease: Lease,
-        /// If it is not the first attempt's.
-        splice: Option<Box<Splice>>,
-    },
+    Flowing(Flow),
     /// Further attempts are being made.
-    Resuming(Attempts),
+    Resuming {
+        attempts: Attempts,
+        /// What goes on if they come to nothing: the endpoint is to be left, but it may still serve. With what is to
+        /// be said of it if they don't.
+        stays: Option<Box<(Flow, Outcome)>>,
+    },
     Ended,
+}
+
+struct Flow {
+    reader: StreamReader,
+    lease: Lease,
+    /// If it is not the first attempt's.
+    splice: Option<Box<Splice>>,
 }
 
 /// The deadline of the whole request, and how long that was.
@@ -79,7 +86,7 @@ impl Relay {
         record.relayed(reader.state().pieces);
         let (clock, total) = (StallClock::new(routed.timeouts.inter_token), routed.total);
         let resumption = Resumption::new(routed, past, record.request_id.clone()).map(Box::new);
-        let source = Source::Flowing { reader, lease, splice: None };
+        let source = Source::Flowing(Flow { reader, lease, splice: None });
         Self {
             shared,
             source,
@@ -122,11 +129,12 @@ impl Relay {
 
     /// Moves the source on; ready when that may have brought something.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (reader, lease, splice) = match &mut self.source {
-            Source::Flowing { reader, lease, splice } => (reader, lease, splice),
-            Source::Resuming(attempts) => {
+        let Flow { reader, lease, splice } = match &mut self.source {
+            Source::Flowing(flow) => flow,
+            Source::Resuming { attempts, stays } => {
                 let (resumption, rest) = ready!(attempts.as_mut().poll(cx));
-                self.resumed(resumption, rest);
+                let stays = stays.take();
+                self.resumed(resumption, rest, stays);
                 return Poll::Ready(());
             }
             Source::Ended => return Poll::Ready(()),
@@ -137,11 +145,14 @@ impl Relay {
             Poll::Ready(step) => step,
             Poll::Pending => {
                 let complete = reader.state().is_complete();
-                ready!(self.clock.poll(cx, complete, self.total));
-                if clock::now() < self.total.deadline {
-                    lease.timed_out();
-                    let fault = Fault::Stalled(self.clock.limit);
-                    if complete { self.stop(fault) } else { self.interrupted(fault) }
+                match ready!(self.clock.poll(cx, complete, self.total)) {
+                    Alarm::Look => self.look(),
+                    Alarm::Late if clock::now() < self.total.deadline => {
+                        lease.timed_out();
+                        let fault = Fault::Stalled(self.clock.limit);
+                        if complete { self.stop(fault) } else { self.interrupted(fault) }
+                    }
+                    Alarm::Late => {}
                 }
                 return Poll::Ready(());
             }
@@ -187,7 +198,7 @@ impl Relay {
     /// No more is waited for. What is complete but for its end mark is ended well.
     fn stop(&mut self, fault: Fault) {
         match &self.source {
-            Source::Flowing { reader, .. } if reader.state().is_complete() => {
+            Source::Flowing(Flow { reader, .. }) if reader.state().is_complete() => {
                 self.ready = reader.end_mark();
                 self.end();
             }
@@ -199,7 +210,9 @@ impl Relay {
     pub(crate) fn end(&mut self) {
         self.is_whole = true;
         let tokens_before = self.resumption.as_ref().map_or(0, |resumption| resumption.tokens_before());
-        if let Source::Flowing { reader, lease, .. } = std::mem::replace(&mut self.source, Source::Ended) {
+        if let Source::Flowing(Flow { reader, lease, .. }) =
+            std::mem::replace(&mut self.source, Source::Ended)
+        {
             if let Some(record) = &mut self.record {
                 let state = reader.state();
                 // Without a report the pieces are the best that is known.
@@ -215,11 +228,33 @@ impl Relay {
         }
     }
 
+    /// The endpoint may be one to be left by now. What can be carried on elsewhere is; the rest may end where it is.
+    fn look(&mut self) {
+        let (Source::Flowing(flow), Some(resumption)) = (&self.source, &self.resumption) else { return };
+        let (now, endpoint) = (clock::now(), flow.lease.endpoint());
+        let fault = match endpoint.departure(now) {
+            None => return,
+            // Checks may be wrong; what flows is right.
+            Some(Departure::Dead) if self.clock.waited(now) < LOOK => return,
+            Some(departure) => Fault::from(departure),
+        };
+        if flow.reader.state().is_complete() || !resumption.has_elsewhere(&self.shared, endpoint, now) {
+            return;
+        }
+        let Ok(lost) = resumption.interrupted(flow.reader.state()) else { return };
+        let endpoint = Arc::clone(endpoint);
+        let old = std::mem::replace(&mut self.source, Source::Ended);
+        if let (Source::Flowing(flow), Some(resumption)) = (old, self.resumption.take()) {
+            let outcome = fault.outcome();
+            let attempts = Box::pin(resumption.carry_on(Arc::clone(&self.shared), lost, endpoint, fault));
+            self.source = Source::Resuming { attempts, stays: Some(Box::new((flow, outcome))) };
+        }
+    }
+
     /// The stream has ended too soon. What can be carried on is, as if nothing had happened.
     fn interrupted(&mut self, fault: Fault) {
-        let Source::Flowing { reader, lease, .. } = std::mem::replace(&mut self.source, Source::Ended) else {
-            return self.cut(fault);
-        };
+        let old = std::mem::replace(&mut self.source, Source::Ended);
+        let Source::Flowing(Flow { reader, lease, .. }) = old else { return self.cut(fault) };
         let endpoint = Arc::clone(lease.endpoint());
         lease.finish(fault.outcome());
         let Some(resumption) = self.resumption.take().filter(|_| fault.leaves_the_rest_open()) else {
@@ -228,7 +263,7 @@ impl Relay {
         match resumption.interrupted(reader.state()) {
             Ok(lost) => {
                 let attempts = resumption.carry_on(Arc::clone(&self.shared), lost, endpoint, fault);
-                self.source = Source::Resuming(Box::pin(attempts));
+                self.source = Source::Resuming { attempts: Box::pin(attempts), stays: None };
             }
             Err(hindrance) => {
                 if let Some(record) = &mut self.record {
@@ -240,10 +275,25 @@ impl Relay {
     }
 
     /// The attempts to carry on have come to something, or not.
-    fn resumed(&mut self, resumption: Resumption, rest: Result<Rest, Fault>) {
-        let rest = match rest {
-            Ok(rest) => rest,
-            Err(fault) => return self.cut(fault),
+    fn resumed(
+        &mut self,
+        resumption: Resumption,
+        rest: Result<Rest, Fault>,
+        stays: Option<Box<(Flow, Outcome)>>,
+    ) {
+        let rest = match (rest, stays) {
+            (Ok(rest), None) => rest,
+            (Ok(rest), Some(stays)) => {
+                let (flow, outcome) = *stays;
+                flow.lease.finish(outcome);
+                rest
+            }
+            (Err(_), Some(stays)) => {
+                self.resumption = Some(Box::new(resumption));
+                self.source = Source::Flowing(stays.0);
+                return;
+            }
+            (Err(fault), None) => return self.cut(fault),
         };
         if let Some(record) = &mut self.record {
             record.resumed(&rest, resumption.place());
@@ -256,7 +306,7 @@ impl Relay {
         self.ready = rest.events;
         match rest.from {
             resume::Source::Stream { reader, lease, splice, ended } => {
-                self.source = Source::Flowing { reader, lease, splice: Some(Box::new(splice)) };
+                self.source = Source::Flowing(Flow { reader, lease, splice: Some(Box::new(splice)) });
                 if ended {
                     self.end_spliced();
                 }
@@ -272,7 +322,7 @@ impl Relay {
 
     /// The last events of the rest are at hand already.
     fn end_spliced(&mut self) {
-        if let Source::Flowing { reader, .. } = &self.source {
+        if let Source::Flowing(Flow { reader, .. }) = &self.source {
             let mark = reader.end_mark();
             if !mark.is_empty() {
                 self.ready = [std::mem::take(&mut self.ready), mark].concat().into();
@@ -283,7 +333,7 @@ impl Relay {
 
     /// Ends the stream with an error event and without `[DONE]`.
     fn cut(&mut self, fault: Fault) {
-        if let Source::Flowing { lease, .. } = std::mem::replace(&mut self.source, Source::Ended) {
+        if let Source::Flowing(Flow { lease, .. }) = std::mem::replace(&mut self.source, Source::Ended) {
             lease.finish(fault.outcome());
         }
         if let Some(record) = self.record.take() {
@@ -297,6 +347,13 @@ impl Relay {
             [std::mem::take(&mut self.ready), event].concat().into()
         };
     }
+}
+
+enum Alarm {
+    /// The upstream is late, or the whole request is.
+    Late,
+    /// Is the endpoint still one to wait for?
+    Look,
 }
 
 /// Runs only while we wait for the upstream; a client that reads slowly never makes the upstream late.
@@ -316,21 +373,25 @@ impl StallClock {
         self.waiting_since = None;
     }
 
-    /// Ready when the upstream is late, or the whole request is.
-    fn poll(&mut self, cx: &mut Context<'_>, complete: bool, total: Total) -> Poll<()> {
+    /// How long nothing has come.
+    fn waited(&self, now: Instant) -> Duration {
+        self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    /// Ready when the upstream is late, or the whole request is, and when it is time for a look.
+    fn poll(&mut self, cx: &mut Context<'_>, complete: bool, total: Total) -> Poll<Alarm> {
         let limit = if complete { self.limit.min(DONE_GRACE) } else { self.limit };
-        let stalled_at = *self.waiting_since.get_or_insert_with(clock::now) + limit;
-        let due = tokio::time::Instant::from_std(stalled_at.min(total.deadline));
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
-        if alarm.deadline() > due {
-            alarm.as_mut().reset(due);
+        let since = *self.waiting_since.get_or_insert_with(clock::now);
+        let due = (since + limit).min(total.deadline);
+        let alarm = self
+            .alarm
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.min(since + LOOK).into())));
+        if alarm.deadline() > due.into() {
+            alarm.as_mut().reset(due.into());
         }
-        while alarm.as_mut().poll(cx).is_ready() {
-            if clock::now() >= stalled_at.min(total.deadline) {
-                return Poll::Ready(());
-            }
-            alarm.as_mut().reset(due);
-        }
-        Poll::Pending
+        ready!(alarm.as_mut().poll(cx));
+        let now = clock::now();
+        alarm.as_mut().reset(due.min(now + LOOK).into());
+        Poll::Ready(if now >= due { Alarm::Late } else { Alarm::Look })
     }
 }

@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backstop_core::breaker::Outcome;
 use backstop_core::table::{Engine, ResumeMode};
@@ -102,6 +102,11 @@ impl Resumption {
             Some((ResumeMode::Replay, old)) => Before::Replayed(old),
         };
         Interrupted::new(self.routed.api, &self.routed.body, state, before)
+    }
+
+    /// Whether a stream that runs on `endpoint` could be carried on elsewhere now.
+    pub(crate) fn has_elsewhere(&self, shared: &Shared, endpoint: &Arc<Endpoint>, now: Instant) -> bool {
+        self.left > 0 && failover::has_elsewhere(&shared.table.load(), &self.routed, endpoint, now)
     }
 
     /// Carries on from `lost`, which `endpoint` left behind with `fault`; gives the fault back if nothing helps.

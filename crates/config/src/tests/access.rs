@@ -71,7 +71,7 @@ fn tls() {
 }
 
 #[test]
-fn regions_and_dependencies() {
+fn regions_tiers_and_dependencies() {
     check_service(
         "regions: { mode: active_passive }",
         &["3:22 services[0].regions.mode: there is no region that serves first"],
@@ -80,6 +80,13 @@ fn regions_and_dependencies() {
         "regions: { order: [eu, us, eu] }",
         &["3:32 services[0].regions.order[2]: this list already has `eu`"],
     );
+    for (ramp, problem) in [
+        ("[5%, 5%, 100%]", "3:28 services[0].failover.ramp[1]: `5%` is no larger than the step before it"),
+        ("[0%, 100%]", "3:24 services[0].failover.ramp[0]: `0%` is no larger than the step before it"),
+        ("[5%, 50%]", "3:28 services[0].failover.ramp[1]: `50%` is the last step and not all"),
+    ] {
+        check_service(&format!("failover: {{ ramp: {ramp} }}"), &[problem]);
+    }
     check_service(
         "dependencies: [{ name: db, url: \"tcp://h:5432\" }, { name: db, url: \"tcp://h\" }, { name: x, url: ftp://h }]",
         &[

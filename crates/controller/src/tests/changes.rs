@@ -52,6 +52,28 @@ async fn endpoints_change_and_stay_changed() {
 }
 
 #[tokio::test]
+async fn work_is_given_back_on_order() {
+    let world = World::new(FILE);
+    let (_, router) = world.router();
+    let back = ask(&router, "POST", "/api/v1/services/chat/failback", &[], Body::empty()).await;
+    assert_eq!((back.status.as_u16(), back.etag.as_deref()), (200, Some("\"1\"")));
+    assert_eq!(back.json(), json!({ "tiers": ["priority 0 of version `v1`"] }));
+    let ordered = What::Change {
+        actor: "local".into(),
+        action: "fail back".into(),
+        subject: "chat".into(),
+        revision: 1,
+    };
+    assert_eq!(world.plane.happened().pop(), Some(ordered));
+    let stale = ["if-match: \"7\""];
+    let stale = ask(&router, "POST", "/api/v1/services/chat/failback", &stale, Body::empty()).await;
+    assert_eq!(stale.status, 412);
+    let error = ask(&router, "POST", "/api/v1/services/embed/failback", &[], Body::empty()).await.json();
+    let error = error["error"]["message"].as_str().unwrap().to_owned();
+    assert_eq!(error, "nothing was failed back: nothing of `embed` has moved to a standby");
+}
+
+#[tokio::test]
 async fn what_is_so_already_changes_nothing() {
     let world = World::new(FILE);
     let (_, router) = world.router();

@@ -15,10 +15,12 @@ async fn mistakes_are_told_in_json() {
     let world = World::new(FILE);
     let (_, router) = world.router();
     type Case = (&'static str, &'static str, &'static [&'static str], &'static str, u16, &'static str);
-    let cases: [Case; 14] = [
+    let cases: [Case; 16] = [
         ("GET", "/", &[], "", 404, "not_found"),
         ("GET", "/api/v1/endpoint", &[], "", 404, "not_found"),
         ("GET", "/api/v1/services/nobody", &[], "", 404, "unknown_service"),
+        ("POST", "/api/v1/services/nobody/failback", &[], "", 404, "unknown_service"),
+        ("POST", "/api/v1/services/embed/failback", &[], "", 409, "nothing_to_fail_back"),
         ("GET", "/api/v1/services/%ff", &[], "", 400, "invalid_path"),
         ("PUT", "/api/v1/endpoints", &[JSON], "{}", 405, "method_not_allowed"),
         ("POST", "/metrics", &[JSON], "{}", 405, "method_not_allowed"),

@@ -145,6 +145,7 @@ async fn the_standby_serves_only_while_the_primary_is_gone() {
     assert_eq!(world.requests(), [20, 40]);
     world.sims[0].restart().await.unwrap();
     world.until_state(0, State::Healthy).await;
+    world.until_primary().await;
     chats(&world, 20, "").await;
     assert_eq!(world.requests(), [40, 40]);
     assert_eq!(world.totals().failed, 0);

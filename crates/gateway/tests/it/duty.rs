@@ -31,6 +31,7 @@ async fn a_draining_endpoint_ends_what_it_has_and_gets_nothing_new() {
 
     order(&mut world, 0, Duty::Active);
     world.until_state(0, State::Healthy).await;
+    world.until_primary().await;
     assert_eq!(chat(world.addr, false).await.status, 200);
     assert_eq!(world.requests(), [2, 5]);
 }

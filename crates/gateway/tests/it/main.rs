@@ -38,6 +38,8 @@ mod schedules;
 mod secure;
 mod smuggling;
 mod stream_end;
+mod switchover;
+mod tiers;
 mod tls;
 mod upstream;
 mod upstream_tls;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::client::{CHAT, Conn, End, Reply, call, chat, hi, until};
 use crate::world::{TOKENS, World, endpoint, ms, oracle};
 
-fn resumes(service: &mut ServiceSpec) {
+pub(crate) fn resumes(service: &mut ServiceSpec) {
     resumes_by(service, &[ResumeMode::Continue, ResumeMode::Replay]);
 }
 
@@ -30,7 +30,7 @@ fn chunks(reply: &Reply) -> Vec<Value> {
 
 /// A complete answer that looks like one stream.
 #[track_caller]
-fn seamless(reply: &Reply, text: &str) {
+pub(crate) fn seamless(reply: &Reply, text: &str) {
     assert_eq!((reply.status, reply.end, reply.is_done()), (200, End::Complete, true), "{}", reply.text());
     assert_eq!(reply.content(), text);
     let chunks = chunks(reply);

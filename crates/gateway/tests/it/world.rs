@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use backstop_core::event::What;
 use backstop_core::health::State;
+use backstop_core::standby::Stage;
 use backstop_core::status::{EndpointStatus, Totals};
 use backstop_core::table::{
     BalancePolicy, BreakerSpec, EndpointSpec, Engine, FailoverSpec, HealthSpec, OutlierSpec, RateSpec,
@@ -184,6 +185,12 @@ impl World {
             _ => None,
         });
         changes.collect()
+    }
+
+    /// Until the first tier of the service has its work.
+    pub(crate) async fn until_primary(&self) {
+        let first = || self.gateway.status().services[0].versions[0].tiers[0].stage;
+        until("the first tier has its work", || first() == Stage::Primary).await;
     }
 
     pub(crate) async fn until_all(&self, state: State) {
