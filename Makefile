@@ -6,7 +6,9 @@ VENV ?= .venv
 PEERS ?= .venv-peers
 # Arguments for the demo, the Python tests, the benchmark or the soak, such as ARGS="--headless".
 ARGS ?=
-SOAK_MINUTES ?= 20
+SOAK_MINUTES ?= 60
+# Of them about 500 have a stream open at any time.
+SOAK_CLIENTS ?= 720
 # Repeats a soak; chosen by chance if empty.
 SOAK_SEED ?=
 
@@ -71,9 +73,9 @@ else
 	@echo "wrote bench/results/report.md; docs/benchmarks.md is written by a run without ARGS"
 endif
 
-soak: ## load while replicas are killed, stopped and reconfigured at random; writes docs/soak.md
+soak: ## an hour of load while replicas fail in every way, at random; writes docs/soak.md
 	cargo build --release -p backstop -p backstop-soak
-	target/release/backstop-soak --backstop target/release/backstop --minutes $(SOAK_MINUTES) \
+	target/release/backstop-soak --backstop target/release/backstop --minutes $(SOAK_MINUTES) --clients $(SOAK_CLIENTS) \
 		$(if $(SOAK_SEED),--seed $(SOAK_SEED)) --out soak/results --docs docs $(ARGS)
 
 clean: ## remove everything that was built or installed

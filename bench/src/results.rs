@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::Case;
 use crate::measure::{Machine, Spread};
-use crate::peer::roster::BASES;
+use crate::peer::roster::{BASES, NO_RESUME};
 
 /// Raised when a field changes its meaning.
 pub(crate) const FORMAT: u32 = 2;
@@ -211,6 +211,8 @@ impl Results {
             Bar::new("CPU per small chat completion", 1.3, "× bare", cpu(Case::Plain, "bare")),
             Bar::new("CPU per small chat completion", 0.5, "× vllm-router", cpu(Case::Plain, "vllm-router")),
             Bar::new("CPU per stream of 100 chunks", 1.3, "× bare", cpu(Case::Sse100, "bare")),
+            Bar::new("CPU per stream of 100 chunks", 1.05, "× without resume", cpu(Case::Sse100, NO_RESUME)),
+            Bar::new("CPU per chunk of paced streams", 1.05, "× without resume", cpu(Case::Paced, NO_RESUME)),
             Bar::new(&format!("Memory per stream, {open} open"), 24.0, "KiB", memory()),
         ]
     }

@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Result file
     #[arg(long, default_value = "bench/results/latest.json")]
     pub(crate) out: PathBuf,
-    /// Peers to measure, of `bare`, `nginx`, `haproxy`, `backstop`, `vllm-router`, `sglang-router`, `litellm`
+    /// Peers to measure, of `bare`, `nginx`, `haproxy`, `backstop`, `backstop-no-resume`, `vllm-router`, `sglang-router`, `litellm`
     /// [default: all]
     #[arg(long, value_delimiter = ',', hide_default_value = true, default_values_t = all_peers())]
     peers: Vec<String>,

@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
-
 /// The lines of some requests, by id, and what should never be in a log.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
@@ -30,12 +28,6 @@ impl Log {
     pub(crate) fn of(&self, id: &str) -> &[String] {
         self.lines.get(id).map(Vec::as_slice).unwrap_or_default()
     }
-
-    /// The endpoint that a request was on when it ended.
-    pub(crate) fn endpoint(&self, id: &str) -> Option<String> {
-        let line: Value = serde_json::from_str(self.of(id).last()?).ok()?;
-        Some(line["endpoint"].as_str()?.to_owned())
-    }
 }
 
 #[cfg(test)]
@@ -51,8 +43,7 @@ mod tests {
             thread 'main' panicked at src/main.rs:1:1:\n";
         let log = Log::read(text, &BTreeSet::from(["a", "c"]));
         assert_eq!(log.of("a").len(), 2);
-        assert_eq!(log.endpoint("a").as_deref(), Some("y"));
-        assert!(log.of("b").is_empty() && log.endpoint("c").is_none());
+        assert!(log.of("b").is_empty() && log.of("c").is_empty());
         assert_eq!(log.panics.len(), 1);
     }
 }

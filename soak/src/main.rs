@@ -8,6 +8,7 @@
 
 mod api;
 mod ask;
+mod fault;
 mod load;
 mod log;
 mod oracle;

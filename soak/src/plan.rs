@@ -10,10 +10,11 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
+use crate::fault::Fault;
 use crate::settings::{Mistake, Settings};
 
 /// Pause before an action, in milliseconds.
-const PAUSE: std::ops::Range<u64> = 1_000..4_000;
+const PAUSE: std::ops::Range<u64> = 300..1_500;
 /// One replica that serves has not been harmed for so long. A request may meet all the others on its way, each for
 /// as long as it takes to give up on it, and then still be answered there.
 pub(crate) const QUIET: Duration = Duration::from_secs(8);
@@ -80,15 +81,8 @@ pub(crate) enum Deed {
     Restore,
     Remove,
     Add,
-}
-
-/// What may become of requests on a replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Excuse {
-    /// Attempts that have not begun to answer may fail, and be held against it. Streams that flow go on.
-    Blame,
-    /// That, and streams may be cut.
-    Cut,
+    /// Answer the next few requests badly.
+    Err(Fault),
 }
 
 /// How Backstop hears of a new file.
@@ -113,13 +107,14 @@ pub(crate) enum Kind {
     Restore,
     Remove,
     Add,
+    Fault,
     Reload,
     BadReload,
 }
 
 /// How often each kind is chosen, relative to the others that are allowed. What mends comes often, or the limit on
 /// what may be broken at once would leave little to do.
-const WEIGHTS: [(Kind, u32); 12] = [
+const WEIGHTS: [(Kind, u32); 13] = [
     (Kind::Kill, 16),
     (Kind::Restart, 60),
     (Kind::Stop, 10),
@@ -130,6 +125,7 @@ const WEIGHTS: [(Kind, u32); 12] = [
     (Kind::Restore, 60),
     (Kind::Remove, 4),
     (Kind::Add, 60),
+    (Kind::Fault, 60),
     (Kind::Reload, 40),
     (Kind::BadReload, 12),
 ];
@@ -147,6 +143,7 @@ impl Kind {
             Self::Restore => "restore",
             Self::Remove => "remove",
             Self::Add => "add",
+            Self::Fault => "bad answers",
             Self::Reload => "reload",
             Self::BadReload => "reload of an invalid file",
         }
@@ -154,7 +151,8 @@ impl Kind {
 
     /// Whether a request could notice.
     fn harms(self) -> bool {
-        matches!(self, Self::Kill | Self::Stop | Self::Stutter | Self::Drain | Self::Isolate | Self::Remove)
+        use Kind::{Drain, Fault, Isolate, Kill, Remove, Stop, Stutter};
+        matches!(self, Kill | Stop | Stutter | Drain | Isolate | Remove | Fault)
     }
 
     /// Whether it makes sense for a replica that stands like this.
@@ -163,7 +161,7 @@ impl Kind {
         match self {
             Self::Kill => *process != Process::Dead,
             Self::Restart => *process == Process::Dead,
-            Self::Stop | Self::Stutter => *process == Process::Running,
+            Self::Stop | Self::Stutter | Self::Fault => *process == Process::Running,
             Self::Continue => *process == Process::Stopped,
             Self::Drain | Self::Isolate => *duty == Duty::Active,
             Self::Restore => matches!(duty, Duty::Draining | Duty::Isolated),
@@ -187,6 +185,7 @@ impl Deed {
             Kind::Restore => Self::Restore,
             Kind::Remove => Self::Remove,
             Kind::Add => Self::Add,
+            Kind::Fault => Self::Err(Fault::draw(rng)),
             Kind::Reload | Kind::BadReload => return None,
         })
     }
@@ -203,6 +202,7 @@ impl Deed {
             Self::Restore => Kind::Restore,
             Self::Remove => Kind::Remove,
             Self::Add => Kind::Add,
+            Self::Err(_) => Kind::Fault,
         }
     }
 
@@ -210,13 +210,10 @@ impl Deed {
         self.kind().harms()
     }
 
-    /// What it excuses. What is drained or removed loses nothing, and what is late by less than any timeout neither.
-    pub(crate) fn excuse(self) -> Option<Excuse> {
-        match self {
-            Self::Kill | Self::Stop => Some(Excuse::Cut),
-            Self::Isolate => Some(Excuse::Blame),
-            _ => None,
-        }
+    /// Whether attempts may be held against the replica. What is drained or removed fails nobody, and what is late by
+    /// less than any timeout neither.
+    pub(crate) fn is_to_blame(self) -> bool {
+        matches!(self, Self::Kill | Self::Stop | Self::Isolate | Self::Err(_))
     }
 }
 
@@ -237,6 +234,7 @@ impl std::fmt::Display for Action {
             Self::Replica(Deed::Stutter(time), replica) => {
                 write!(f, "SIGSTOP for {} ms of replica {replica}", time.as_millis())
             }
+            Self::Replica(Deed::Err(fault), replica) => write!(f, "{fault} of replica {replica}"),
             Self::Replica(deed, replica) => write!(f, "{} of replica {replica}", deed.kind().name()),
             Self::Reload(settings, trigger) => write!(f, "reload {} ({settings})", by(trigger)),
             Self::BadReload(mistake, trigger) => {
@@ -287,7 +285,9 @@ fn is_allowed(kind: Kind, target: usize, replicas: &[Standing], now: Duration) -
         return true;
     }
     let others = || replicas.iter().enumerate().filter(|(i, _)| *i != target).map(|(_, replica)| replica);
-    let impaired = 1 + others().filter(|other| !other.is_usable()).count();
+    let mut impaired = others().filter(|other| !other.is_usable()).count();
+    // What answers a few requests badly serves on.
+    impaired += usize::from(kind != Kind::Fault);
     impaired <= replicas.len() / 2 && others().any(|other| other.is_quiet(now))
 }
 
@@ -358,7 +358,7 @@ mod tests {
             Deed::Kill => replica.process = Process::Dead,
             Deed::Restart | Deed::Continue => replica.process = Process::Running,
             Deed::Stop => replica.process = Process::Stopped,
-            Deed::Stutter(_) => {}
+            Deed::Stutter(_) | Deed::Err(_) => {}
             Deed::Drain => replica.duty = Duty::Draining,
             Deed::Isolate => replica.duty = Duty::Isolated,
             Deed::Remove => replica.duty = Duty::Removed,

@@ -178,8 +178,7 @@ makes another.
 const PROVED: &str = "It proves, for these faults:
 
 - No request failed before its first byte while a healthy replica existed, and one always did.
-- Every stream that was cut ended with a valid error event and without `[DONE]`, and its replica had really been
-  killed or stopped.
+- No stream was lost: whatever its replica did, it was carried on by another one.
 - No answer was truncated, none was wrong, none hung: each was compared with the text it had to be, and so were those
   that another replica had carried on in the middle.
 - Clients that left early, reloads, drains, removals and short stalls were held against no replica; invalid files changed
@@ -189,10 +188,12 @@ const PROVED: &str = "It proves, for these faults:
 const METHOD: &str = "
 ## Method
 
-`backstop serve` and the replicas (`backstop engine-sim`, 4 to 12 ms per token) are real processes on one machine. Every
-1 to 4 seconds something happens, chosen by the seed: `kill -9`, restart, SIGSTOP, SIGCONT, a stop of less than
-a second, drain, isolate, restore, remove and add by the control API, a new configuration (policy, weights, retries,
-resumes, timeouts) by SIGHUP or by the file alone, or an invalid one. At most half of the replicas are out at a time, and one
+`backstop serve` and the replicas (`backstop engine-sim`, 4 to 12 ms per token, up to four times that with many clients)
+are real processes on one machine. About every second something happens, chosen by the seed: `kill -9`, restart, SIGSTOP,
+SIGCONT, a stop of less than a second, drain, isolate, restore, remove and add by the control API, a new
+configuration (policy, weights, retries, timeouts) by SIGHUP or by the file alone, or an invalid one. Or a replica answers
+the next few requests badly, in one of 32 ways: with an error status, with nothing, late, cut off or silent in the middle,
+with rubbish, an error event, no end, the wrong kind of answer, and so on. At most half of the replicas are out at a time, and one
 that serves has always been left alone for 8 seconds, so that a request that meets all others in vain still has
 somewhere to go: every failure is Backstop's.
 

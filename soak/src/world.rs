@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::api::{self, Admin, Order, Status};
 use crate::ask::{self, ENGINE_SEED};
-use crate::plan::{Action, Deed, Duty, Excuse, Process, Standing, Trigger};
+use crate::plan::{Action, Deed, Duty, Process, Standing, Trigger};
 use crate::process::{Child, Scratch, free_address};
 use crate::settings::{Mistake, Places, SERVICE, Settings};
 
@@ -21,6 +21,9 @@ use crate::settings::{Mistake, Places, SERVICE, Settings};
 const PATIENCE: Duration = Duration::from_secs(15);
 /// A second look at the file, and a little more.
 const SETTLE: Duration = Duration::from_millis(700);
+
+/// How long a replica's faults wait for somebody to meet.
+const BAD_TIMES: Duration = Duration::from_secs(3);
 
 pub(crate) struct World {
     program: PathBuf,
@@ -30,6 +33,8 @@ pub(crate) struct World {
     settings: Settings,
     troubles: Vec<Trouble>,
     started: Instant,
+    /// Of the replicas.
+    pace: f64,
     scratch: Scratch,
 }
 
@@ -37,6 +42,20 @@ struct Replica {
     addr: SocketAddr,
     child: Child,
     standing: Standing,
+    /// Since when it may answer badly.
+    errs: Option<Duration>,
+}
+
+impl Replica {
+    /// Takes back faults that have met nobody, or they would do so when nobody expects them.
+    async fn forgive(&mut self, now: Duration) -> Result<()> {
+        let is_old = self.errs.is_some_and(|since| now.saturating_sub(since) > BAD_TIMES);
+        if is_old && self.standing.process == Process::Running {
+            api::request(self.addr, Method::DELETE, "/sim/faults", None).await?;
+            self.errs = None;
+        }
+        Ok(())
+    }
 }
 
 struct OwnPlaces {
@@ -51,7 +70,6 @@ struct OwnPlaces {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Trouble {
     pub(crate) replica: usize,
-    pub(crate) excuse: Excuse,
     pub(crate) from: Duration,
     pub(crate) to: Option<Duration>,
 }
@@ -65,13 +83,14 @@ impl World {
         started: Instant,
     ) -> Result<Self> {
         let scratch = Scratch::new()?;
+        let pace = pace(clients);
         let mut all = Vec::new();
         for number in 0..replicas {
             let addr = free_address()?;
-            let child = start_replica(program, number, addr, scratch.path())?;
+            let child = start_replica(program, number, addr, pace, scratch.path())?;
             let standing =
                 Standing { process: Process::Running, duty: Duty::Active, healthy: true, harmed: None };
-            all.push(Replica { addr, child, standing });
+            all.push(Replica { addr, child, standing, errs: None });
         }
         let places = OwnPlaces {
             listen: free_address()?,
@@ -91,6 +110,7 @@ impl World {
             settings,
             troubles: Vec::new(),
             started,
+            pace,
             scratch,
         };
         if let Err(error) = world.until_well().await {
@@ -151,6 +171,7 @@ impl World {
         }
         let status = self.admin().status().await?;
         for (number, replica) in self.replicas.iter_mut().enumerate() {
+            replica.forgive(now).await.with_context(|| format!("replica {number} keeps its faults"))?;
             if replica.standing.process != Process::Dead
                 && let Some(status) = replica.child.ended()
             {
@@ -162,7 +183,7 @@ impl World {
             let wanted = name(replica.standing.duty);
             ensure!(duty == wanted, "replica {number} should be {wanted}, but Backstop says {duty}");
             replica.standing.healthy = endpoint.is_some_and(|endpoint| endpoint.state == "healthy");
-            if replica.standing.is_usable() {
+            if replica.standing.is_usable() && replica.errs.is_none() {
                 let open = self.troubles.iter_mut().filter(|it| it.replica == number && it.to.is_none());
                 open.for_each(|trouble| trouble.to = Some(now));
             }
@@ -183,8 +204,8 @@ impl World {
 
     async fn act_on(&mut self, deed: Deed, number: usize) -> Result<()> {
         let now = self.started.elapsed();
-        if let Some(excuse) = deed.excuse() {
-            self.troubles.push(Trouble { replica: number, excuse, from: now, to: None });
+        if deed.is_to_blame() {
+            self.troubles.push(Trouble { replica: number, from: now, to: None });
         }
         let (admin, url, weight) = (self.admin(), &self.places.urls[number], self.settings.weights[number]);
         let replica = &mut self.replicas[number];
@@ -197,9 +218,11 @@ impl World {
                 replica.standing.process = Process::Dead;
             }
             Deed::Restart => {
-                replica.child = start_replica(&self.program, number, replica.addr, self.scratch.path())?;
+                replica.child =
+                    start_replica(&self.program, number, replica.addr, self.pace, self.scratch.path())?;
                 until_up(replica.addr).await.with_context(|| format!("replica {number} did not start"))?;
                 replica.standing.process = Process::Running;
+                replica.errs = None;
             }
             Deed::Stop => {
                 replica.child.send(Signal::STOP)?;
@@ -213,6 +236,14 @@ impl World {
                 replica.child.send(Signal::STOP)?;
                 tokio::time::sleep(time).await;
                 replica.child.send(Signal::CONT)?;
+            }
+            Deed::Err(fault) => {
+                replica.errs = Some(now);
+                let answer =
+                    api::request(replica.addr, Method::POST, "/sim/faults", Some(fault.json())).await;
+                let (status, body) = answer?;
+                let body = String::from_utf8_lossy(&body);
+                ensure!(status < 300, "replica {number} does not take {fault}: {status} {body}");
             }
             Deed::Drain | Deed::Isolate | Deed::Restore | Deed::Remove | Deed::Add => {
                 let (order, duty) = order(deed);
@@ -291,6 +322,7 @@ impl World {
     /// It does not notice.
     pub(crate) async fn heal(&mut self) -> Result<()> {
         for number in 0..self.replicas.len() {
+            self.replicas[number].forgive(Duration::MAX).await?;
             let Standing { process, duty, .. } = self.replicas[number].standing;
             match process {
                 Process::Running => {}
@@ -362,6 +394,11 @@ impl OwnPlaces {
     }
 }
 
+/// Many clients get slower replicas, or the machine would be what is tested.
+fn pace(clients: u32) -> f64 {
+    (f64::from(clients) / 64.0).clamp(1.0, 4.0)
+}
+
 fn order(deed: Deed) -> (Order, Duty) {
     match deed {
         Deed::Drain => (Order::Drain, Duty::Draining),
@@ -382,10 +419,17 @@ fn name(duty: Duty) -> &'static str {
     }
 }
 
-fn start_replica(program: &Path, number: usize, addr: SocketAddr, scratch: &Path) -> Result<Child> {
+fn start_replica(
+    program: &Path,
+    number: usize,
+    addr: SocketAddr,
+    pace: f64,
+    scratch: &Path,
+) -> Result<Child> {
+    let (least, most) = (4.0 * pace, 12.0 * pace);
     let args = format!(
         "engine-sim --listen {addr} --name replica-{number} --model {SERVICE} --seed {ENGINE_SEED} --tokens 100000 \
-         --ttft lognormal(30ms,0.5) --itl uniform(4ms,12ms)"
+         --ttft lognormal(30ms,0.5) --itl uniform({least}ms,{most}ms)"
     );
     let args: Vec<_> = args.split_whitespace().map(Into::into).collect();
     Child::spawn(program, &args, &scratch.join(format!("replica-{number}.log")))

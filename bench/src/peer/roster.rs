@@ -6,7 +6,10 @@
 use super::{Launch, Limits, Peer, Site, Source};
 
 /// Peers that ratios are taken to, if they are in the run. The first two are in every table.
-pub(crate) const BASES: [&str; 3] = ["bare", "nginx", "vllm-router"];
+pub(crate) const BASES: [&str; 4] = ["bare", "nginx", "vllm-router", NO_RESUME];
+
+/// What carrying streams on elsewhere costs those that need not be.
+pub(crate) const NO_RESUME: &str = "backstop-no-resume";
 
 pub(crate) static PEERS: &[Peer] = &[
     Peer {
@@ -40,6 +43,14 @@ pub(crate) static PEERS: &[Peer] = &[
         readiness: Some("/health/readiness"),
         limits: None,
         launch: backstop,
+    },
+    Peer {
+        name: NO_RESUME,
+        about: "the same without mid-stream failover (`resume: { attempts: 0 }`)",
+        source: Source::Backstop,
+        readiness: Some("/health/readiness"),
+        limits: None,
+        launch: backstop_without_resume,
     },
     Peer {
         name: "vllm-router",
@@ -149,6 +160,15 @@ backend bench
 }
 
 fn backstop(site: &Site) -> Launch {
+    backstop_with(site, "")
+}
+
+fn backstop_without_resume(site: &Site) -> Launch {
+    backstop_with(site, "    resume: { attempts: 0 }\n")
+}
+
+/// `more`: lines of the service.
+fn backstop_with(site: &Site, more: &str) -> Launch {
     let Site { port, second_port, upstream, .. } = site;
     let config = format!(
         r#"listen: 127.0.0.1:{port}
@@ -159,7 +179,7 @@ services:
     models: [bench]
     versions: [{{ name: v1, endpoints: [{{ url: "http://127.0.0.1:{upstream}", engine: vllm }}] }}]
     timeouts: {{ first_token: 60s, inter_token: 120s, total: 24h }}
-"#
+{more}"#
     );
     let threads = site.threads.to_string();
     let path = format!("{}/backstop.yaml", site.directory.display());

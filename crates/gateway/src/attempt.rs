@@ -98,8 +98,7 @@ async fn exchange(
             }
             let Answer { mut headers, exchange, .. } = answer;
             headers::to_client(&mut headers);
-            first_output(StreamReader::new(exchange, routed.api, routed.expected), headers, lease, started)
-                .await
+            first_output(StreamReader::new(exchange, routed), headers, lease, started).await
         }
         status if status.is_success() => {
             let won = whole(routed, answer).await?;

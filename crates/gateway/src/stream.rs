@@ -4,10 +4,11 @@ use std::task::{Context, Poll, ready};
 
 use backstop_openai::Api;
 use backstop_openai::sse::{self, EventBuffer};
-use backstop_openai::stream::{EventFault, Expected, StreamState, scan};
+use backstop_openai::stream::{EventFault, StreamState, scan};
 use bytes::Bytes;
 
 use crate::fault::Fault;
+use crate::request::Routed;
 use crate::upstream::{Exchange, WireError};
 
 const DONE: &[u8] = b"data: [DONE]\n\n";
@@ -30,8 +31,12 @@ pub(crate) struct StreamReader {
 }
 
 impl StreamReader {
-    pub(crate) fn new(exchange: Exchange, api: Api, expected: Expected) -> Self {
-        Self { exchange, api, buffer: EventBuffer::default(), state: StreamState::new(expected) }
+    pub(crate) fn new(exchange: Exchange, routed: &Routed) -> Self {
+        let mut state = StreamState::new(routed.expected);
+        if routed.resume.attempts == 0 {
+            state = state.without_transcript();
+        }
+        Self { exchange, api: routed.api, buffer: EventBuffer::default(), state }
     }
 
     pub(crate) fn state(&self) -> &StreamState {

@@ -35,7 +35,10 @@ impl Transcript {
     }
 
     fn push(&mut self, piece: &str) {
-        if self.overflowed || self.text.len() + piece.len() > MAX_TRANSCRIPT {
+        if self.overflowed {
+            return;
+        }
+        if self.text.len() + piece.len() > MAX_TRANSCRIPT {
             self.overflowed = true;
             self.text = String::new();
         } else {
@@ -100,6 +103,13 @@ impl StreamState {
         }
     }
 
+    /// Without what would be needed to carry the stream on elsewhere: [`Transcript::text`] is `None` from the start.
+    #[must_use]
+    pub fn without_transcript(mut self) -> Self {
+        self.transcript.overflowed = true;
+        self
+    }
+
     /// The end was said, or everything that the request asked for has come.
     pub fn is_complete(&self) -> bool {
         let has_usage = self.usage.is_some() || !self.expected.usage;
@@ -156,7 +166,7 @@ pub fn scan(api: Api, data: &[u8], state: &mut StreamState) -> Result<(), EventF
         state.done = true;
         return Ok(());
     }
-    if state.events == 1 && text.len() <= MAX_FIRST {
+    if state.events == 1 && text.len() <= MAX_FIRST && !state.transcript.overflowed {
         state.first = Some(text.into());
     }
     let sent = state.transcript.mark();
