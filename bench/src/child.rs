@@ -54,6 +54,11 @@ impl Child {
         self.process.id()
     }
 
+    /// As a crash would.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.process.kill().context("can't kill a process")
+    }
+
     pub(crate) fn has_ended(&mut self) -> bool {
         !matches!(self.process.try_wait(), Ok(None))
     }

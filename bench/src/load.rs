@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::{Deserialize, Serialize};
 
+use crate::peer::START;
 use crate::upstream;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -191,6 +193,20 @@ impl Prober {
 
     pub(crate) async fn get(&self, path: &str) -> Result<()> {
         self.send(Method::GET, path, "").await.map(drop)
+    }
+
+    pub(crate) async fn text(&self, path: &str) -> Result<String> {
+        Ok(String::from_utf8(self.send(Method::GET, path, "").await?.into())?)
+    }
+
+    /// Waits until `path` is answered well.
+    pub(crate) async fn until_ready(&self, path: &str) -> Result<()> {
+        let deadline = Instant::now() + START;
+        while let Err(error) = self.get(path).await {
+            ensure!(Instant::now() < deadline, "`{path}` is not answered within {START:?}: {error:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// Whether one request of this case is answered in full. A stream of the other cases never ends, so

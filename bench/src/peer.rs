@@ -16,7 +16,7 @@ use crate::load::{Case, Prober};
 use crate::measure::{self, Usage};
 
 /// How long a peer may take from start to its first right answer.
-const START: Duration = Duration::from_secs(60);
+pub(crate) const START: Duration = Duration::from_secs(60);
 
 pub(crate) struct Peer {
     pub(crate) name: &'static str,

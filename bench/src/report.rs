@@ -22,6 +22,9 @@ pub(crate) fn render(results: &Results) -> String {
     for case in &results.idle {
         tables::memory(&mut page, case, &results.parameters);
     }
+    if let Some(failover) = &results.failover {
+        tables::failover(&mut page, failover);
+    }
     surroundings(&mut page, results);
     method(&mut page, results);
     setups(&mut page, results);

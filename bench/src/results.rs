@@ -27,7 +27,35 @@ pub(crate) struct Results {
     pub(crate) peers: Vec<PeerInfo>,
     pub(crate) cases: Vec<CaseResult>,
     pub(crate) idle: Vec<IdleResult>,
+    /// `None` if it was not measured.
+    pub(crate) failover: Option<Failover>,
     pub(crate) bars: Vec<Bar>,
+}
+
+/// One of several replicas was killed under many streams.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Failover {
+    pub(crate) replicas: u32,
+    pub(crate) streams: u32,
+    /// Streams whose client has the whole text in the end, once.
+    pub(crate) whole: u32,
+    /// Streams that were carried on by another replica.
+    pub(crate) resumed: u32,
+    /// Median over all streams, from the request.
+    pub(crate) first_token_ms: f64,
+    pub(crate) per_token_ms: f64,
+    /// From the last token of the dead replica to the first of the other.
+    pub(crate) gap_p50_ms: f64,
+    pub(crate) gap_p99_ms: f64,
+    pub(crate) gap_max_ms: f64,
+}
+
+impl Failover {
+    /// The silence relative to what it must be: a replica dies half a token's time after a token, as a rule, and the
+    /// other one needs its time to the first token.
+    pub(crate) fn gap_ratio(&self) -> f64 {
+        self.gap_p50_ms / (self.per_token_ms / 2.0 + self.first_token_ms)
+    }
 }
 
 /// A peer that died or answered wrongly; it has no figures for that case.
@@ -207,7 +235,9 @@ impl Results {
             let backstop = result.peers.iter().find(|part| part.peer == "backstop")?;
             Some(backstop.summary.as_ref()?.kib_per_stream.median)
         };
+        let gap = self.failover.map(|failover| failover.gap_ratio());
         vec![
+            Bar::new("Silence of a stream that is carried on", 1.2, "× first token", gap),
             Bar::new("CPU per small chat completion", 1.3, "× bare", cpu(Case::Plain, "bare")),
             Bar::new("CPU per small chat completion", 0.5, "× vllm-router", cpu(Case::Plain, "vllm-router")),
             Bar::new("CPU per stream of 100 chunks", 1.3, "× bare", cpu(Case::Sse100, "bare")),

@@ -1,6 +1,7 @@
 //! One run: every case, every peer, in interleaved rounds. A peer that fails is out of the case, not the run.
 
 mod cpu;
+mod failover;
 mod memory;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use crate::load::Case;
 use crate::measure::{Machine, utc_now};
 use crate::peer::roster::PEERS;
 use crate::peer::{self, Peer, Running, Site, Tools};
-use crate::results::{FORMAT, Failure, Parameters, Part, PeerInfo, Results};
+use crate::results::{FORMAT, Failover, Failure, Parameters, Part, PeerInfo, Results};
 
 const MIB: f64 = 1024.0; // in KiB
 
@@ -36,6 +37,9 @@ pub(crate) struct Args {
     /// Cases to measure
     #[arg(long, value_enum, value_delimiter = ',', default_value = "plain,sse100,paced,idle1000,idle9000")]
     cases: Vec<Case>,
+    /// Streams under which one of four replicas dies; 0 to leave that out
+    #[arg(long, default_value_t = 500)]
+    failover_streams: u32,
     /// Worker threads (nginx, LiteLLM: processes) of each peer
     #[arg(long, default_value_t = 1)]
     threads: usize,
@@ -118,8 +122,10 @@ pub(crate) async fn run(args: &Args) -> Result<Results> {
             Case::Idle1000 | Case::Idle9000 => idle.push(runner.memory(*case).await?),
         }
     }
+    let streams = if args.quick { args.failover_streams / 10 } else { args.failover_streams };
+    let failover = if streams > 0 { runner.failover(streams).await } else { None };
     let mut results = runner.finish(machine);
-    (results.cases, results.idle) = (cases, idle);
+    (results.cases, results.idle, results.failover) = (cases, idle, failover);
     results.derive();
     Ok(results)
 }
@@ -168,6 +174,25 @@ impl Runner {
             });
         }
         Ok(())
+    }
+
+    /// `None` if Backstop is not in the run, or the measurement went wrong.
+    async fn failover(&mut self, streams: u32) -> Option<Failover> {
+        let (_, program) = self.peers.iter().find(|(peer, _)| peer.name == "backstop")?;
+        match failover::measure(program, streams).await {
+            Ok(result) => {
+                let Failover { whole, resumed, gap_p50_ms, gap_max_ms, .. } = result;
+                eprintln!(
+                    "failover {streams} streams: {whole} whole, {resumed} carried on, silent for {gap_p50_ms:.0} ms (median), {gap_max_ms:.0} ms (longest)"
+                );
+                Some(result)
+            }
+            Err(error) => {
+                eprintln!("failover failed: {error:#}");
+                self.notes.push(format!("The failover could not be measured: {error:#}"));
+                None
+            }
+        }
     }
 
     /// Takes a peer out of a case: its figures there are not to be trusted.
@@ -249,6 +274,7 @@ impl Runner {
             peers: self.infos,
             cases: Vec::new(),
             idle: Vec::new(),
+            failover: None,
             bars: Vec::new(),
         }
     }

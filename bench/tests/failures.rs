@@ -69,7 +69,16 @@ impl Scratch {
         let out = self.0.join("results.json");
         let path = format!("{}:{}", self.0.join("bin").display(), std::env::var("PATH").unwrap());
         let output = Command::new(BENCH)
-            .args(["run", "--quick", "--no-pin", "--idle-interval", "1", "--backstop"])
+            .args([
+                "run",
+                "--quick",
+                "--no-pin",
+                "--failover-streams",
+                "0",
+                "--idle-interval",
+                "1",
+                "--backstop",
+            ])
             .arg(backstop)
             .arg("--environments")
             .arg(&self.0)

@@ -4,7 +4,7 @@ use super::line;
 use crate::load::Case;
 use crate::measure::Spread;
 use crate::peer::roster::BASES;
-use crate::results::{CaseResult, IdleResult, Parameters, Part, Summary};
+use crate::results::{CaseResult, Failover, IdleResult, Parameters, Part, Summary};
 
 /// Ratios to these peers are columns of every table.
 const COLUMNS: [&str; 2] = [BASES[0], BASES[1]];
@@ -64,6 +64,29 @@ pub(super) fn cpu(page: &mut String, result: &CaseResult, parameters: &Parameter
         let less = format!("{} {unit}{shorter}", part.connections);
         line(page, format_args!("\n{}: only {less}, since it is slow.", part.peer));
     }
+}
+
+/// A replica's death.
+pub(super) fn failover(page: &mut String, result: &Failover) {
+    let Failover { replicas, streams, whole, resumed, .. } = result;
+    let Failover { first_token_ms, per_token_ms, gap_p50_ms, gap_p99_ms, gap_max_ms, .. } = result;
+    line(
+        page,
+        format_args!(
+            "\n## A replica dies under {streams} streams\n\n\
+             `kill -9` of one of {replicas} simulated replicas, each with a token every {per_token_ms:.0} ms, behind \
+             Backstop.\n\n\
+             | what | |\n|---|---|\n\
+             | streams that were carried on by another replica | {resumed} |\n\
+             | streams whose client had the whole text, once | {whole} of {streams} |\n\
+             | time to the first token (median) | {} ms |\n\
+             | silence of a stream that was carried on | {} ms (median), {} ms (99 %), {} ms (longest) |",
+            figure(*first_token_ms),
+            figure(*gap_p50_ms),
+            figure(*gap_p99_ms),
+            figure(*gap_max_ms)
+        ),
+    );
 }
 
 fn cpu_row<R>(page: &mut String, part: &Part<R, Summary>, summary: &Summary, timed: bool) {
