@@ -41,7 +41,7 @@ pub(crate) struct Failover {
     pub(crate) whole: u32,
     /// Streams that were carried on by another replica.
     pub(crate) resumed: u32,
-    /// Median over all streams, from the request.
+    /// Of a stream alone, from the request.
     pub(crate) first_token_ms: f64,
     pub(crate) per_token_ms: f64,
     /// From the last token of the dead replica to the first of the other.

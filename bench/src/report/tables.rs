@@ -79,7 +79,7 @@ pub(super) fn failover(page: &mut String, result: &Failover) {
              | what | |\n|---|---|\n\
              | streams that were carried on by another replica | {resumed} |\n\
              | streams whose client had the whole text, once | {whole} of {streams} |\n\
-             | time to the first token (median) | {} ms |\n\
+             | time to the first token of a stream alone | {} ms |\n\
              | silence of a stream that was carried on | {} ms (median), {} ms (99 %), {} ms (longest) |",
             figure(*first_token_ms),
             figure(*gap_p50_ms),
