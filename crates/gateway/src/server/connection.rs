@@ -172,33 +172,21 @@ where
         .max_headers(MAX_HEADERS)
         .serve_connection(Explaining::new(stream), service);
     let mut serving = pin!(serving);
-    // This closes idle connections, on which a request may be on its way: not before the process has to stop.
-    let end = (Phase::Draining, |serving: Pin<&mut _>| http1::Connection::graceful_shutdown(serving));
-    Ok(to_the_end(&shared, serving.as_mut(), end).await?)
-}
-
-/// Drives `serving`, and tells it to end in a way of its own from a phase on.
-pub(super) async fn to_the_end<C: Future>(
-    shared: &Shared,
-    mut serving: Pin<&mut C>,
-    (from, end): (Phase, impl Fn(Pin<&mut C>)),
-) -> C::Output {
-    let mut change = PhaseChange::new(shared);
-    let mut seen = None;
-    poll_fn(|cx| {
-        let phase = change.watch(shared, cx);
+    let mut change = PhaseChange::new(&shared);
+    let mut told = false;
+    let served = poll_fn(|cx| {
+        let phase = change.watch(&shared, cx);
         // A request that has arrived is taken before the connection is told to end.
         let polled = serving.as_mut().poll(cx);
-        if polled.is_pending() && seen != Some(phase) {
-            seen = Some(phase);
-            if phase >= from {
-                end(serving.as_mut());
-                return serving.as_mut().poll(cx);
-            }
+        // This closes idle connections, on which a request may be on its way: not before the process has to stop.
+        if polled.is_pending() && !told && phase >= Phase::Draining {
+            told = true;
+            serving.as_mut().graceful_shutdown();
+            return serving.as_mut().poll(cx);
         }
         polled
-    })
-    .await
+    });
+    Ok(served.await?)
 }
 
 /// Wakes a task when the phase changes.

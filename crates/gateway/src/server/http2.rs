@@ -4,10 +4,9 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,8 +19,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
-use super::Phase;
-use super::connection::{MAX_HEAD, PhaseChange, to_the_end};
+use super::connection::{MAX_HEAD, PhaseChange};
+use super::parting::{Counted, Counts, Ending, Open, Parting};
 use super::socket::WRITE_STALL;
 use crate::reply::ReplyBody;
 use crate::{Shared, clock, request, tasks};
@@ -42,8 +41,6 @@ const SEND_BUFFER: usize = 64 * 1024;
 const PIECE: usize = 16 * 1024;
 /// After so much silence a client is asked whether it is there, and must say so within as much again.
 const PING_AFTER: Duration = Duration::from_secs(30);
-/// A connection without requests is closed after once to twice this long.
-const IDLE: Duration = Duration::from_secs(60);
 
 pub(super) async fn serve<S>(
     shared: Arc<Shared>,
@@ -66,64 +63,17 @@ where
         .max_header_list_size(MAX_HEAD as u32)
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_AFTER)
-        .serve_connection(TokioIo::new(stream), client);
-    let looks = tokio::time::sleep(IDLE);
-    let serving = UntilIdle {
-        serving: Box::pin(serving),
-        counts: streams.counts,
-        begun: 0,
-        looks: Box::pin(looks),
-        told: false,
-    };
-    let mut serving = pin!(serving);
-    // The client is told which requests are still answered, so that none is lost.
-    let end = (Phase::Leaving, |mut it: Pin<&mut UntilIdle<S>>| it.serving.as_mut().graceful_shutdown());
-    Ok(to_the_end(&shared, serving.as_mut(), end).await?)
+        .serve_connection(TokioIo::new(Counted::new(stream, &streams.counts)), client);
+    Ok(Parting::new(&shared, streams.counts, serving).await?)
 }
 
-/// A connection that ends when nothing is asked on it for long.
-struct UntilIdle<S> {
-    serving: Pin<Box<Connection<TokioIo<S>, Client, Streams>>>,
-    counts: Arc<Counts>,
-    /// Streams that there had been at the last look.
-    begun: u64,
-    looks: Pin<Box<Sleep>>,
-    told: bool,
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Future for UntilIdle<S> {
-    type Output = hyper::Result<()>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            if let Poll::Ready(ended) = self.serving.as_mut().poll(cx) {
-                return Poll::Ready(ended);
-            }
-            ready!(self.looks.as_mut().poll(cx));
-            self.looks.as_mut().reset((clock::now() + IDLE).into());
-            let begun = self.counts.begun.load(Relaxed);
-            let is_idle = self.counts.open.load(Relaxed) == 0 && begun == self.begun;
-            self.begun = begun;
-            if is_idle && self.told {
-                // It has had its time: what it has not read of its answers by now it never will.
-                return Poll::Ready(Ok(()));
-            }
-            if is_idle {
-                self.told = true;
-                self.serving.as_mut().graceful_shutdown();
-            }
-        }
+impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Ending for Connection<TokioIo<S>, Client, Streams> {
+    fn tell(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
     }
 }
 
-/// The streams of one connection.
-#[derive(Default)]
-struct Counts {
-    open: AtomicUsize,
-    begun: AtomicU64,
-}
-
-/// Runs them.
+/// Runs the streams of one connection.
 #[derive(Clone)]
 struct Streams {
     shared: Arc<Shared>,
@@ -138,22 +88,6 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams
             running.await;
             drop(open);
         }));
-    }
-}
-
-struct Open(Arc<Counts>);
-
-impl Open {
-    fn new(counts: &Arc<Counts>) -> Self {
-        counts.open.fetch_add(1, Relaxed);
-        counts.begun.fetch_add(1, Relaxed);
-        Self(Arc::clone(counts))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
     }
 }
 

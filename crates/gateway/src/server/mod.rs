@@ -3,6 +3,7 @@
 mod connection;
 mod explain;
 mod http2;
+mod parting;
 mod socket;
 
 use std::future::Future;

@@ -1,23 +1,17 @@
 //! Clients that speak HTTP/2: one connection, many requests, none of which suffers from another.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
-
 use backstop_engine_sim::{Cut, Dist, Fault, SimConfig};
-use backstop_gateway::{Gateway, Leave};
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::net::TcpStream;
 
-use crate::client::{CHAT, Conn, End, all, error_code, events, hi, soon, until};
+use crate::client::{CHAT, Conn, End, all, hi, soon, until};
 use crate::h2client::{H2, STREAM_WINDOW, piece, reply};
 use crate::stream_end::check_cut;
 use crate::world::{TOKENS, World, ms, oracle};
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
 
 fn slow(itl: u64, tokens: u64) -> SimConfig {
     SimConfig { itl: Dist::Constant(ms(itl)), tokens, ..SimConfig::default() }
@@ -280,96 +274,4 @@ async fn half_an_upload_goes_nowhere() {
     }
     until("both are over", || world.totals().cancelled + world.totals().refused == 2).await;
     assert_eq!(world.requests(), [0]);
-}
-
-/// A gateway that can be told to stop.
-struct Stopping {
-    world: World,
-    addr: std::net::SocketAddr,
-    stop: Option<oneshot::Sender<Leave>>,
-    ended: Arc<AtomicUsize>,
-}
-
-impl Stopping {
-    async fn start(config: SimConfig, drain: Duration) -> Self {
-        let world = World::of(vec![config], |_| {}).await;
-        let gateway: Arc<Gateway> = Arc::clone(&world.gateway);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let ended = Arc::new(AtomicUsize::new(0));
-        tokio::spawn({
-            let ended = Arc::clone(&ended);
-            async move {
-                let stop = async { stopped.await.unwrap_or(Leave::Stop) };
-                gateway.serve(listener, None, stop, drain).await;
-                ended.store(1, Ordering::SeqCst);
-            }
-        });
-        Self { world, addr, stop: Some(stop), ended }
-    }
-
-    fn stop(&mut self, how: Leave) {
-        self.stop.take().unwrap().send(how).unwrap();
-    }
-
-    async fn ended(&self) {
-        until("the end", || self.ended.load(Ordering::SeqCst) == 1).await;
-    }
-}
-
-#[tokio::test]
-async fn running_streams_may_end() {
-    let mut gateway = Stopping::start(slow(15, 64), Duration::from_secs(60)).await;
-    let (busy, idle) = (H2::open(gateway.addr).await, H2::open(gateway.addr).await);
-    assert_eq!(idle.call("GET", "/health", &[], "").await.status, 200);
-    let mut streaming = busy.begin().await;
-    let begun = piece(&mut streaming).await;
-    gateway.stop(Leave::Stop);
-    until("idle connections are told to go", || idle.is_closed()).await;
-    let mut rest = reply(streaming).await;
-    rest.body.splice(..0, begun);
-    assert_eq!((rest.end, rest.content(), rest.is_done()), (End::Complete, oracle(64), true));
-    assert_eq!(busy.chat(true).await.status, 0, "no new streams");
-    gateway.ended().await;
-}
-
-/// Another process takes the new connections; whoever is connected is told to go there, and loses nothing.
-#[tokio::test]
-async fn after_a_hand_over_connections_end_with_what_they_have() {
-    let mut gateway = Stopping::start(slow(15, 64), Duration::from_secs(60)).await;
-    let (busy, idle) = (H2::open(gateway.addr).await, H2::open(gateway.addr).await);
-    assert_eq!(idle.call("GET", "/health", &[], "").await.status, 200);
-    let mut streaming = busy.begin().await;
-    let begun = piece(&mut streaming).await;
-    gateway.stop(Leave::HandOver);
-    until("idle connections are told to go", || idle.is_closed()).await;
-    assert_eq!(busy.chat(true).await.status, 0, "for the other process");
-    let mut rest = reply(streaming).await;
-    rest.body.splice(..0, begun);
-    assert_eq!((rest.end, rest.content(), rest.is_done()), (End::Complete, oracle(64), true));
-    gateway.ended().await;
-}
-
-#[tokio::test]
-async fn what_does_not_end_in_time_ends_told() {
-    let mut gateway = Stopping::start(slow(15, 100_000), ms(300)).await;
-    let client = H2::open(gateway.addr).await;
-    let mut streaming = client.begin().await;
-    let begun = piece(&mut streaming).await;
-    gateway.world.sims[0].set_fault(Fault::NoAnswer);
-    let waiting = tokio::spawn({
-        let client = client.clone();
-        async move { client.chat(false).await }
-    });
-    until("both run", || gateway.world.sims[0].in_flight() == 2).await;
-    gateway.stop(Leave::Stop);
-    let mut rest = reply(streaming).await;
-    rest.body.splice(..0, begun);
-    let last = events(&rest.body).unwrap().pop().unwrap();
-    assert_eq!(error_code(&serde_json::from_str(&last).unwrap()), "shutting_down");
-    assert_eq!(rest.end, End::Complete);
-    let waiting = waiting.await.unwrap();
-    assert_eq!((waiting.status, waiting.error_code().as_str()), (503, "shutting_down"));
-    gateway.ended().await;
 }

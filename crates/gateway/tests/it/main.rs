@@ -27,6 +27,7 @@ mod hostile;
 mod http2;
 mod identity;
 mod input;
+mod leave;
 mod metrics;
 mod own_health;
 mod rate;
