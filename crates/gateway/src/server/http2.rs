@@ -25,8 +25,8 @@ use super::socket::WRITE_STALL;
 use crate::reply::ReplyBody;
 use crate::{Shared, clock, request, tasks};
 
-/// Requests of one client at once; more wait until others have ended.
-const MAX_STREAMS: u32 = 1000;
+/// Requests on one connection at once; more wait until others have ended. Each may bring a body of the full length.
+const MAX_STREAMS: u32 = 250;
 /// Streams that a client may cancel before we have so much as seen them; beyond, its connection is closed. This and
 /// [`MAX_RESETS`] are against clients that open and cancel faster than we work.
 const MAX_PENDING_RESETS: usize = 20;
