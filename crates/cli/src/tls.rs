@@ -117,6 +117,8 @@ pub(crate) enum AdminStream {
     Plain(TcpStream),
     Handshake { accept: Box<Accept<TcpStream>>, deadline: Pin<Box<Sleep>> },
     Tls(Box<TlsStream<TcpStream>>),
+    /// There was no handshake, as whoever asked first has been told.
+    Failed,
 }
 
 trait Transport: AsyncRead + AsyncWrite + Unpin {}
@@ -126,19 +128,25 @@ impl AdminStream {
     /// The connection, once it is there.
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Pin<&mut dyn Transport>>> {
         if let Self::Handshake { accept, deadline } = self {
-            match Pin::new(accept).poll(cx) {
-                Poll::Ready(stream) => *self = Self::Tls(Box::new(stream?)),
+            let accepted = match Pin::new(accept).poll(cx) {
+                Poll::Ready(accepted) => accepted,
                 Poll::Pending => {
                     ready!(deadline.as_mut().poll(cx));
-                    let late = io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time");
-                    return Poll::Ready(Err(late));
+                    Err(io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time"))
+                }
+            };
+            match accepted {
+                Ok(stream) => *self = Self::Tls(Box::new(stream)),
+                Err(error) => {
+                    *self = Self::Failed;
+                    return Poll::Ready(Err(error));
                 }
             }
         }
         Poll::Ready(match self {
             Self::Plain(stream) => Ok(Pin::new(stream)),
             Self::Tls(stream) => Ok(Pin::new(stream)),
-            Self::Handshake { .. } => Err(io::ErrorKind::NotConnected.into()),
+            Self::Handshake { .. } | Self::Failed => Err(io::ErrorKind::NotConnected.into()),
         })
     }
 }
@@ -159,10 +167,16 @@ impl AsyncWrite for AdminStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if matches!(*self, Self::Failed) {
+            return Poll::Ready(Ok(()));
+        }
         ready!(self.poll_open(cx))?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if matches!(*self, Self::Failed) {
+            return Poll::Ready(Ok(()));
+        }
         ready!(self.poll_open(cx))?.poll_shutdown(cx)
     }
 }

@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::process::{Command, Output};
 
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::backstop::{BIN, Backstop, config, oracle, sim};
 use crate::client::{CHAT, Conn, hi, soon, until};
-use crate::secure::{Authority, Folder, connect, days_from_now};
+use crate::secure::{Authority, Folder, client, connect, days_from_now};
 
 const HTTP1: &[&str] = &["http/1.1"];
 
@@ -70,6 +72,16 @@ async fn both_listeners_have_certificates_of_their_own() {
     // Whoever says nothing at all holds up nobody.
     let _silent = Conn::open(backstop.admin).await;
     ask(backstop.admin, &admin.pem, "GET /metrics", b"").await;
+    // Nor does whoever does not trust us, or hangs up.
+    let stream = TcpStream::connect(backstop.admin).await.unwrap();
+    let stranger = client(&authority.pem, HTTP1, rustls::ALL_VERSIONS);
+    stranger.connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await.unwrap_err();
+    let mut half = Conn::open(backstop.admin).await;
+    half.write(b"\x16\x03\x01").await;
+    half.stream.shutdown().await.unwrap();
+    half.rest().await;
+    ask(backstop.admin, &admin.pem, "GET /metrics", b"").await;
+    assert!(!backstop.text().contains("panicked"), "{}", backstop.text());
 }
 
 fn run(command: &str, text: &str, folder: &Folder) -> Output {
