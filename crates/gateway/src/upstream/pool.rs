@@ -97,8 +97,8 @@ impl Pool {
         let changes = **self.connector.load() != connector;
         if changes {
             self.connector.store(Arc::new(connector));
-            self.only_http1.store(false, Relaxed);
             self.clear();
+            self.only_http1.store(false, Relaxed);
         }
         changes
     }
@@ -134,24 +134,35 @@ impl Pool {
     /// A new connection, or a place on one that has just been made for somebody else.
     pub(super) async fn connect(&self, timeout: Duration) -> Result<Way, ConnectError> {
         let connecting = async {
-            let connector = self.connector();
-            if !self.keeps || !connector.may_speak_http2() || self.only_http1.load(Relaxed) {
-                return self.open(&connector).await;
+            if self.may_share() {
+                let _one_after_the_other = self.connecting.lock().await;
+                if let Some(slot) = self.lock().free_slot(&self.connector.load()) {
+                    return Ok(Way::Http2(slot));
+                }
+                // Unless somebody has found out meanwhile that there is nothing to share.
+                if self.may_share() {
+                    return self.open().await;
+                }
             }
-            let _one_after_the_other = self.connecting.lock().await;
-            if let Some(slot) = self.lock().free_slot(&connector) {
-                return Ok(Way::Http2(slot));
-            }
-            self.open(&connector).await
+            self.open().await
         };
         tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError::Timeout(timeout)))
     }
 
-    async fn open(&self, connector: &Connector) -> Result<Way, ConnectError> {
+    /// Whether several requests may share the next connection, as far as is known.
+    fn may_share(&self) -> bool {
+        self.keeps && self.connector.load().may_speak_http2() && !self.only_http1.load(Relaxed)
+    }
+
+    async fn open(&self) -> Result<Way, ConnectError> {
+        // In this order: a way that is replaced in between makes no connection of the new generation.
         let generation = self.lock().generation;
+        let connector = self.connector();
         let Connected { stream, peer, http2 } = connector.connect().await?;
-        self.only_http1.store(!http2, Relaxed);
         if !http2 {
+            if self.lock().generation == generation {
+                self.only_http1.store(true, Relaxed);
+            }
             return Ok(Way::Http1(Connection::new(stream, peer, generation)));
         }
         let connection = Multiplexed::open(stream, peer).await?;
@@ -160,6 +171,7 @@ impl Pool {
         })?;
         let mut held = self.lock();
         if self.keeps && held.generation == generation {
+            self.only_http1.store(false, Relaxed);
             held.shared.push(connection);
         }
         Ok(Way::Http2(slot))

@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::client::{chat, until};
@@ -49,6 +49,8 @@ pub(crate) struct State {
     pub(crate) refuse: AtomicUsize,
     /// Answers are reset for this reason after their first piece.
     pub(crate) reset: Mutex<Option<h2::Reason>>,
+    /// As many handshakes may go on.
+    handshakes: Semaphore,
     /// Tells all connections to end with what runs on them.
     goaway: Notify,
 }
@@ -74,6 +76,7 @@ impl Front {
             open: AtomicUsize::new(0),
             refuse: AtomicUsize::new(0),
             reset: Mutex::default(),
+            handshakes: Semaphore::new(Semaphore::MAX_PERMITS),
             goaway: Notify::new(),
         });
         let accepting = Arc::clone(&state);
@@ -92,6 +95,15 @@ impl Front {
 
     pub(crate) fn go_away(&self) {
         self.state.goaway.notify_waiters();
+    }
+
+    /// Connections are accepted, but TLS waits for [`Self::let_in`].
+    pub(crate) fn hold(&self) {
+        self.state.handshakes.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    pub(crate) fn let_in(&self, connections: usize) {
+        self.state.handshakes.add_permits(connections);
     }
 
     pub(crate) fn connections(&self) -> usize {
@@ -124,6 +136,7 @@ async fn connection(state: Arc<State>, stream: TcpStream) {
     match tls {
         None => serve(state, stream).await,
         Some(tls) => {
+            state.handshakes.acquire().await.unwrap().forget();
             // Those who do not like the certificate leave.
             let Ok(stream) = tls.accept(stream).await else { return };
             if stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {

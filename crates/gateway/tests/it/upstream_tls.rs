@@ -13,7 +13,7 @@ use backstop_engine_sim::{Sim, SimConfig};
 use crate::client::{CHAT, chat, hi, until};
 use crate::front::{BOTH, Front, Fronted, HTTP1, MANY, Speaks, check_answers, parrot};
 use crate::secure::{Authority, Folder, Pair, days_from_now, self_signed};
-use crate::world::{World, ms, oracle, service};
+use crate::world::{TOKENS, World, ms, oracle, service};
 
 #[tokio::test]
 async fn every_way_brings_the_same() {
@@ -219,4 +219,48 @@ async fn authorities_are_read_again() {
     fronted.world.apply(|_| {});
     fronted.world.until_all(State::Healthy).await;
     check_answers(&fronted.world, "mended").await;
+}
+
+/// One connection tells which HTTP the server speaks; the others need not wait for each other.
+#[tokio::test]
+async fn many_connections_are_made_at_once() {
+    const MANY_REQUESTS: usize = 50;
+    let fronted = Fronted::tls(SimConfig::default(), Speaks::Http1, HTTP1, Protocol::Auto).await;
+    let (world, front) = (&fronted.world, &fronted.front);
+    let before = fronted.connections();
+    front.hold();
+    let clients: Vec<_> = (0..MANY_REQUESTS).map(|i| tokio::spawn(chat(world.addr, i % 2 == 0))).collect();
+    until("all have asked", || world.totals().requests == MANY_REQUESTS as u64).await;
+    until("one connects", || fronted.connections() == before + 1).await;
+    front.let_in(1);
+    until("the others as well", || fronted.connections() >= before + MANY_REQUESTS - 1).await;
+    front.let_in(MANY_REQUESTS);
+    for client in clients {
+        let reply = client.await.unwrap();
+        assert_eq!((reply.status, reply.content(), reply.attempts()), (200, oracle(TOKENS), 1));
+    }
+}
+
+/// Whoever waited while the settings changed connects by the new ones.
+#[tokio::test]
+async fn old_settings_make_no_new_connections() {
+    let mut fronted = Fronted::tls(SimConfig::default(), MANY, BOTH, Protocol::Auto).await;
+    fronted.world.apply(|spec| spec.services[0].retry.attempts = 0);
+    let addr = fronted.world.addr;
+    let before = fronted.connections();
+    fronted.front.hold();
+    let clients: Vec<_> = (0..2).map(|_| tokio::spawn(chat(addr, true))).collect();
+    until("both have asked", || fronted.world.totals().requests == 2).await;
+    until("one connects", || fronted.connections() == before + 1).await;
+    // Nobody trusts the server any more.
+    fronted.folder.write("ca.pem", &Authority::new().pem);
+    fronted.world.apply(|_| {});
+    fronted.front.let_in(100);
+    let mut answers = Vec::new();
+    for client in clients {
+        answers.push(client.await.unwrap().status);
+    }
+    answers.sort_unstable();
+    assert_eq!(answers, [200, 502], "only the one that was connecting already");
+    assert_eq!(chat(addr, true).await.status, 502);
 }
