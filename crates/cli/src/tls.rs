@@ -115,7 +115,10 @@ impl Listener for AdminListener {
 /// up nobody else.
 pub(crate) enum AdminStream {
     Plain(TcpStream),
-    Handshake { accept: Box<Accept<TcpStream>>, deadline: Pin<Box<Sleep>> },
+    Handshake {
+        accept: Box<Accept<TcpStream>>,
+        deadline: Pin<Box<Sleep>>,
+    },
     Tls(Box<TlsStream<TcpStream>>),
     /// There was no handshake, as whoever asked first has been told.
     Failed,

@@ -131,6 +131,9 @@ pub(crate) enum Fault {
     Connect(ConnectError),
     #[error("the connection to the upstream was lost: {0}")]
     Lost(WireError),
+    /// By HTTP/2, without a word.
+    #[error("the upstream has enough to do: {0}")]
+    Refused(WireError),
     #[error("the upstream answered {status}{}", detail(message))]
     Status {
         status: StatusCode,
@@ -188,6 +191,7 @@ impl From<SendError> for Fault {
     fn from(error: SendError) -> Self {
         match error {
             SendError::Connect(error) => Self::Connect(error),
+            SendError::Exchange(error @ WireError::Refused(_)) => Self::Refused(error),
             SendError::Exchange(error) => Self::Lost(error),
         }
     }
@@ -207,7 +211,9 @@ impl Fault {
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
             // Back-pressure is not a fault.
-            Self::Status { status, .. } if matches!(status.as_u16(), 429 | 503) => Outcome::Neutral,
+            fault if fault.is_back_pressure() => Outcome::Neutral,
+            // A server that goes away. Whether it comes back, checks tell.
+            Self::Lost(WireError::NotProcessed(_)) => Outcome::Neutral,
             Self::NoEndpoint | Self::TakenOut | Self::Total(_) | Self::Closing | Self::Credentials(_) => {
                 Outcome::Neutral
             }
@@ -225,7 +231,11 @@ impl Fault {
 
     /// The endpoint is alive but has too much to do.
     pub(crate) fn is_back_pressure(&self) -> bool {
-        matches!(self, Self::Status { status, .. } if matches!(status.as_u16(), 429 | 503))
+        match self {
+            Self::Status { status, .. } => matches!(status.as_u16(), 429 | 503),
+            Self::Refused(_) => true,
+            _ => false,
+        }
     }
 
     /// How long the endpoint asks to be left alone.
@@ -274,7 +284,9 @@ impl Fault {
             Self::FirstToken(_) | Self::Response(_) | Self::Stalled(_) | Self::Total(_) => {
                 StatusCode::GATEWAY_TIMEOUT
             }
-            Self::NoEndpoint | Self::Closing | Self::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoEndpoint | Self::Closing | Self::Overloaded(_) | Self::Refused(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
             _ => StatusCode::BAD_GATEWAY,
         }
@@ -284,6 +296,7 @@ impl Fault {
         match self {
             Self::Connect(_) => "upstream_unreachable",
             Self::Lost(_) => "upstream_disconnected",
+            Self::Refused(_) => "upstream_refused",
             Self::Status { .. } => "upstream_status",
             Self::Credentials(_) => "upstream_credentials",
             Self::FirstToken(_) => "first_token_timeout",

@@ -9,6 +9,7 @@ mod attempt;
 mod body;
 mod cache;
 mod clock;
+mod counting;
 mod dependency;
 mod discovery;
 mod endpoint;

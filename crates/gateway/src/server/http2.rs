@@ -20,8 +20,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
 use super::connection::{MAX_HEAD, PhaseChange};
-use super::parting::{Counted, Counts, Ending, Open, Parting};
+use super::parting::{Counts, Ending, Open, Parting};
 use super::socket::WRITE_STALL;
+use crate::counting::Counted;
 use crate::reply::ReplyBody;
 use crate::{Shared, clock, request, tasks};
 
@@ -63,7 +64,7 @@ where
         .max_header_list_size(MAX_HEAD as u32)
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_AFTER)
-        .serve_connection(TokioIo::new(Counted::new(stream, &streams.counts)), client);
+        .serve_connection(TokioIo::new(Counted::new(stream, &streams.counts.moved)), client);
     Ok(Parting::new(&shared, streams.counts, serving).await?)
 }
 

@@ -4,18 +4,17 @@
 //! does), and clients that do not hear it, because they read only while they wait for an answer.
 
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::Phase;
 use super::connection::PhaseChange;
+use crate::counting::Moved;
 use crate::{Shared, clock};
 
 /// A connection without requests is closed after once to twice this long.
@@ -84,7 +83,7 @@ impl Stage {
 }
 
 impl<C: Ending> Parting<C> {
-    /// `counts` are kept by others: the streams by who runs them, the bytes by a [`Counted`] below `serving`.
+    /// `counts` are kept by others.
     pub(super) fn new(shared: &Arc<Shared>, counts: Arc<Counts>, serving: C) -> Self {
         Self {
             serving: Box::pin(serving),
@@ -107,7 +106,7 @@ impl<C: Ending> Parting<C> {
 
     fn enter(&mut self, stage: Stage, phase: Phase) {
         self.stage = stage;
-        (self.begun, self.moved) = (self.counts.begun.load(Relaxed), self.counts.moved.load(Relaxed));
+        (self.begun, self.moved) = (self.counts.begun.load(Relaxed), self.counts.moved.both_ways());
         if let Some(quiet) = stage.quiet(phase) {
             self.alarm.as_mut().reset((clock::now() + quiet).into());
         }
@@ -135,7 +134,7 @@ impl<C: Ending> Parting<C> {
             Stage::Look => {
                 self.counts.open.load(Relaxed) == 0 && self.counts.begun.load(Relaxed) == self.begun
             }
-            _ => self.counts.moved.load(Relaxed) == self.moved,
+            _ => self.counts.moved.both_ways() == self.moved,
         };
         match (quiet, self.told) {
             // It has had its time: what it has not read of its answers by now it never will.
@@ -173,8 +172,8 @@ pub(super) struct Counts {
     /// Streams at present, and so far.
     open: AtomicUsize,
     begun: AtomicU64,
-    /// Bytes so far, both ways.
-    moved: AtomicU64,
+    /// By a [`Counted`](crate::counting::Counted) below the connection.
+    pub(super) moved: Arc<Moved>,
     /// Who waits for the last stream.
     waker: Mutex<Option<Waker>>,
 }
@@ -210,69 +209,5 @@ impl Drop for Open {
         if let Some(waker) = waker {
             waker.wake();
         }
-    }
-}
-
-/// The bytes.
-pub(super) struct Counted<S> {
-    stream: S,
-    counts: Arc<Counts>,
-}
-
-impl<S> Counted<S> {
-    pub(super) fn new(stream: S, counts: &Arc<Counts>) -> Self {
-        Self { stream, counts: Arc::clone(counts) }
-    }
-
-    fn count(&self, bytes: usize) {
-        self.counts.moved.fetch_add(bytes as u64, Relaxed);
-    }
-
-    fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &written {
-            self.count(*bytes);
-        }
-        written
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.count(buffer.filled().len() - before);
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, data);
-        self.written(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, data);
-        self.written(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

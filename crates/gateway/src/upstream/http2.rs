@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::future::Future;
+use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -23,6 +24,7 @@ use super::connector::{ConnectError, Stream, not_http2};
 use super::exchange::{Answer, UpstreamRequest};
 use super::http1::MAX_READ_AHEAD;
 use super::wire::{MAX_HEAD, WireError};
+use crate::counting::{Counted, Moved};
 use crate::{clock, tasks};
 
 /// Exchanges on one connection at most, if the server does not allow fewer; those beyond go to another connection.
@@ -39,7 +41,8 @@ const PING_AFTER: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Streams that clients have left are remembered for a moment, so that what still comes of them is no error.
 const REMEMBERED_RESETS: usize = 1024;
-/// A connection on which a request got no answer for this long, and was given up, gets no new ones: it may be dead.
+/// A connection on which a request got no answer for this long, and was given up, gets no new ones if nothing else came
+/// on it either: it may be dead.
 const DOUBTFUL_AFTER: Duration = Duration::from_secs(5);
 /// How often is looked whether the server has said how many streams it allows.
 const SETTINGS_LOOK: Duration = Duration::from_millis(1);
@@ -51,6 +54,9 @@ pub(super) struct Multiplexed {
     /// How many streams the server allows at once.
     allowed: Box<dyn Fn() -> usize + Send + Sync>,
     streams: AtomicUsize,
+    moved: Arc<Moved>,
+    /// What had been read when it was last idle.
+    read_when_idle: AtomicU64,
     /// Of [`clock`]: when the last stream ended.
     idle_since: AtomicU64,
     /// No new streams.
@@ -69,6 +75,7 @@ impl Multiplexed {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let moved = Arc::default();
         let handshake = Builder::new(Tasks)
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
@@ -82,7 +89,7 @@ impl Multiplexed {
             .keep_alive_timeout(PING_TIMEOUT)
             // Until the server has said how many it allows.
             .initial_max_send_streams(0)
-            .handshake(TokioIo::new(stream));
+            .handshake(TokioIo::new(Counted::new(stream, &moved)));
         let (sender, connection) = handshake.await.map_err(|_| not_http2())?;
         let connection = Arc::new(Mutex::new(Some(connection)));
         let driven = Arc::clone(&connection);
@@ -112,6 +119,8 @@ impl Multiplexed {
             peer,
             allowed: Box::new(allowed),
             streams: AtomicUsize::new(0),
+            moved,
+            read_when_idle: AtomicU64::new(0),
             idle_since: AtomicU64::new(clock::nanos(clock::now())),
             retired: AtomicBool::new(false),
         }))
@@ -128,8 +137,16 @@ impl Multiplexed {
         if !self.is_usable() || self.streams.load(Relaxed) >= allowed {
             return None;
         }
-        self.streams.fetch_add(1, Relaxed);
-        Some(Slot { connection: Arc::clone(self), since: clock::now(), answered: false })
+        let read = self.moved.read();
+        if self.streams.fetch_add(1, Relaxed) == 0 {
+            self.read_when_idle.store(read, Relaxed);
+        }
+        Some(Slot { connection: Arc::clone(self), since: clock::now(), read, answered: false })
+    }
+
+    /// Whether there is no sign that it has outlived its last idle time.
+    fn is_silent_since_idle(&self) -> bool {
+        self.moved.read() == self.read_when_idle.load(Relaxed)
     }
 
     pub(super) fn idle_for(&self, now: Instant) -> Duration {
@@ -144,13 +161,16 @@ impl Multiplexed {
 pub(super) struct Slot {
     connection: Arc<Multiplexed>,
     since: Instant,
+    /// What had been read until then.
+    read: u64,
     answered: bool,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         let now = clock::now();
-        if !self.answered && now - self.since >= DOUBTFUL_AFTER {
+        let silent = self.connection.moved.read() == self.read;
+        if !self.answered && silent && now - self.since >= DOUBTFUL_AFTER {
             self.connection.retired.store(true, Relaxed);
         }
         self.connection.idle_since.store(clock::nanos(now), Relaxed);
@@ -179,10 +199,15 @@ impl Exchange {
         let response = sender.try_send_request(request).await.map_err(|error| {
             let unsent = error.message().is_some();
             let error = error.into_error();
-            if unsent { WireError::NotProcessed(error.to_string()) } else { explain(&error) }
+            match explain(&error) {
+                _ if unsent => WireError::NotProcessed(error.to_string()),
+                // As with HTTP/1.1: it may have been closed before the request was on its way.
+                WireError::Truncated if slot.connection.is_silent_since_idle() => WireError::Closed,
+                other => other,
+            }
         });
         if matches!(response, Err(WireError::NotProcessed(_))) {
-            // It is about to close, or has enough to do.
+            // It is about to close.
             slot.connection.retired.store(true, Relaxed);
         }
         let (head, body) = response?.into_parts();
@@ -235,7 +260,11 @@ impl Exchange {
                     Ok(data) => Some(Ok(data)),
                     Err(_trailers) => continue,
                 },
-                Some(Err(error)) => Some(Err(explain(&error))),
+                Some(Err(error)) => Some(Err(match explain(&error) {
+                    // Whatever it says now, it has begun.
+                    WireError::NotProcessed(reason) | WireError::Refused(reason) => WireError::Reset(reason),
+                    other => other,
+                })),
                 // Hyper takes a stream that is reset for no reason, or cancelled, for one that has ended.
                 None if !self.body.is_end_stream() => Some(Err(WireError::Truncated)),
                 None => None,
@@ -261,13 +290,19 @@ fn translate(scheme: Scheme, request: &UpstreamRequest) -> Result<Request<Full<B
 }
 
 fn explain(error: &hyper::Error) -> WireError {
-    let Some(inner) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else {
+    let source = error.source();
+    if source.is_some_and(|it| it.is::<io::Error>()) {
+        return WireError::Truncated;
+    }
+    let Some(inner) = source.and_then(|it| it.downcast_ref::<h2::Error>()) else {
         return WireError::Reset(error.to_string());
     };
-    let refused = inner.reason() == Some(h2::Reason::REFUSED_STREAM);
     // A server that goes away says up to where it has got; only streams beyond end with this.
-    if inner.is_remote() && (refused || inner.is_go_away()) {
+    if inner.is_remote() && inner.is_go_away() {
         return WireError::NotProcessed(inner.to_string());
+    }
+    if inner.is_remote() && inner.reason() == Some(h2::Reason::REFUSED_STREAM) {
+        return WireError::Refused(inner.to_string());
     }
     match inner.get_io() {
         Some(_) => WireError::Truncated,

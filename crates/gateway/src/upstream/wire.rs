@@ -31,9 +31,12 @@ pub(crate) enum WireError {
     /// Whatever ends a stream of HTTP/2 before its time.
     #[error("{0}")]
     Reset(String),
-    /// The server has surely not begun to work on the request.
+    /// The connection is about to end, and the server has surely not begun to work on the request.
     #[error("not taken: {0}")]
     NotProcessed(String),
+    /// The connection goes on, but the server has surely not begun to work on the request.
+    #[error("refused: {0}")]
+    Refused(String),
 }
 
 impl From<std::io::Error> for WireError {

@@ -47,6 +47,8 @@ pub(crate) struct State {
     pub(crate) open: AtomicUsize,
     /// So many streams are refused before one is taken.
     pub(crate) refuse: AtomicUsize,
+    /// So many requests end the connection that they come on.
+    pub(crate) hang_up: AtomicUsize,
     /// Answers are reset for this reason after their first piece.
     pub(crate) reset: Mutex<Option<h2::Reason>>,
     /// As many handshakes may go on.
@@ -75,6 +77,7 @@ impl Front {
             resumed: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             refuse: AtomicUsize::new(0),
+            hang_up: AtomicUsize::new(0),
             reset: Mutex::default(),
             handshakes: Semaphore::new(Semaphore::MAX_PERMITS),
             goaway: Notify::new(),
@@ -154,7 +157,14 @@ async fn serve(state: Arc<State>, mut stream: impl AsyncRead + AsyncWrite + Unpi
         let _ = tokio::io::copy_bidirectional(&mut stream, &mut engine).await;
         return;
     };
-    let service = service_fn(|request| forward(Arc::clone(&state), request));
+    let hung_up = Notify::new();
+    let service = service_fn(|request| {
+        let hangs_up = state.hang_up.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        if hangs_up {
+            hung_up.notify_one();
+        }
+        forward(Arc::clone(&state), request, hangs_up)
+    });
     let serving = http2::Builder::new(TokioExecutor::new())
         .max_concurrent_streams(max_streams)
         .serve_connection(TokioIo::new(stream), service);
@@ -162,12 +172,20 @@ async fn serve(state: Arc<State>, mut stream: impl AsyncRead + AsyncWrite + Unpi
     let goaway = state.goaway.notified();
     tokio::select! {
         _ = serving.as_mut() => return,
+        () = hung_up.notified() => return,
         () = goaway => serving.as_mut().graceful_shutdown(),
     }
     let _ = serving.await;
 }
 
-async fn forward(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Answer>, BoxError> {
+async fn forward(
+    state: Arc<State>,
+    request: Request<Incoming>,
+    hangs_up: bool,
+) -> Result<Response<Answer>, BoxError> {
+    if hangs_up {
+        std::future::pending::<()>().await;
+    }
     let refuse = state.refuse.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
     if refuse.is_ok() {
         return Err(h2::Error::from(h2::Reason::REFUSED_STREAM).into());

@@ -152,21 +152,77 @@ async fn a_reset_is_no_end() {
     }
 }
 
-/// What the server has surely not begun is asked again, and that is no attempt of its own.
+/// A server that refuses streams has enough to do: it is asked again later, and not taken for broken, nor are more
+/// connections made to it.
 #[tokio::test]
-async fn refused_streams_go_to_another_connection() {
-    let fronted = Fronted::cleartext(SimConfig::default(), MANY).await;
+async fn refused_streams_are_back_pressure() {
+    let mut fronted = Fronted::cleartext(SimConfig::default(), MANY).await;
+    fronted.world.apply(|spec| spec.services[0].breaker.failures = 1);
     check_answers(&fronted.world, "first").await;
     let before = fronted.connections();
     fronted.front.state.refuse.store(1, SeqCst);
-    check_answers(&fronted.world, "refused once").await;
-    assert_eq!(fronted.connections(), before + 1);
-    assert_eq!(fronted.world.requests(), [4]);
-    // A server that refuses on a new connection as well means it.
-    fronted.front.state.refuse.store(1000, SeqCst);
     let reply = chat(fronted.world.addr, true).await;
-    assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_disconnected"));
-    assert_eq!(reply.attempts(), 3);
+    assert_eq!((reply.status, reply.content(), reply.attempts()), (200, oracle(TOKENS), 2));
+    assert_eq!(fronted.world.requests(), [3]);
+    fronted.front.state.refuse.store(1000, SeqCst);
+    for _ in 0..3 {
+        let reply = chat(fronted.world.addr, true).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (503, "upstream_refused"));
+    }
+    fronted.front.state.refuse.store(0, SeqCst);
+    check_answers(&fronted.world, "afterwards").await;
+    assert_eq!(fronted.connections(), before);
+}
+
+/// A connection that ends while a request is on its way to it may have been closed before, as idle ones are at any time.
+#[tokio::test]
+async fn a_stale_connection_is_replaced() {
+    let fronted = Fronted::cleartext(SimConfig::default(), MANY).await;
+    check_answers(&fronted.world, "first").await;
+    fronted.front.state.hang_up.store(1, SeqCst);
+    let addr = fronted.world.addr;
+    let clients: Vec<_> = (0..5).map(|i| tokio::spawn(chat(addr, i % 2 == 0))).collect();
+    for client in clients {
+        let reply = client.await.unwrap();
+        assert_eq!((reply.status, reply.content(), reply.attempts()), (200, oracle(TOKENS), 1));
+    }
+    // A new one that ends so is not stale.
+    fronted.front.state.hang_up.store(2, SeqCst);
+    let reply = chat(fronted.world.addr, true).await;
+    assert_eq!((reply.status, reply.content(), reply.attempts()), (200, oracle(TOKENS), 2));
+}
+
+/// One request that gets no answer says nothing about a connection on which others get theirs.
+#[tokio::test]
+async fn a_request_without_an_answer_is_no_sign_of_a_dead_connection() {
+    for others in [true, false] {
+        let fronted = Fronted::cleartext(slow(20, 1000), MANY).await;
+        let world = &fronted.world;
+        let mut conn = Conn::open(world.addr).await;
+        if others {
+            conn.send("POST", CHAT, "", &hi(true)).await;
+            conn.head().await.unwrap();
+        } else {
+            check_answers_of_one_token(world).await;
+        }
+        let before = fronted.connections();
+        world.sims[0].set_fault(Fault::NoAnswer);
+        let mut silent = Conn::open(world.addr).await;
+        silent.send("POST", CHAT, "", &hi(true)).await;
+        // As long as it takes to be in doubt.
+        tokio::time::sleep(ms(5500)).await;
+        let cancelled = world.sims[0].cancelled();
+        drop(silent);
+        until("cancelled upstream", || world.sims[0].cancelled() > cancelled).await;
+        world.sims[0].clear_faults();
+        check_answers_of_one_token(world).await;
+        assert_eq!(fronted.connections(), before + usize::from(!others), "others: {others}");
+    }
+}
+
+async fn check_answers_of_one_token(world: &World) {
+    let one = br#"{"model":"chat","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}"#;
+    assert_eq!(crate::client::call(world.addr, "POST", CHAT, "", one).await.content(), oracle(1));
 }
 
 #[tokio::test]
