@@ -20,7 +20,7 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::connector::{ConnectError, Stream, not_http2};
+use super::connector::{ConnectError, Peer, Stream, not_http2};
 use super::exchange::{Answer, UpstreamRequest};
 use super::http1::MAX_READ_AHEAD;
 use super::wire::{MAX_HEAD, WireError};
@@ -64,14 +64,14 @@ pub(super) struct Multiplexed {
 }
 
 impl Multiplexed {
-    pub(super) async fn open(stream: Stream, peer: IpAddr) -> Result<Arc<Self>, ConnectError> {
+    pub(super) async fn open(stream: Stream, peer: Peer) -> Result<Arc<Self>, ConnectError> {
         match stream {
             Stream::Plain(stream) => Self::handshake(stream, peer).await,
             Stream::Tls(stream) => Self::handshake(stream, peer).await,
         }
     }
 
-    async fn handshake<S>(stream: S, peer: IpAddr) -> Result<Arc<Self>, ConnectError>
+    async fn handshake<S>(stream: S, peer: Peer) -> Result<Arc<Self>, ConnectError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -116,7 +116,7 @@ impl Multiplexed {
         }
         Ok(Arc::new(Self {
             sender,
-            peer,
+            peer: peer.is_good(),
             allowed: Box::new(allowed),
             streams: AtomicUsize::new(0),
             moved,

@@ -67,7 +67,17 @@ pub(crate) enum Speaks {
 
 impl Front {
     pub(crate) async fn start(engine: SocketAddr, speaks: Speaks, tls: Option<Arc<ServerConfig>>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at(SocketAddr::from(([127, 0, 0, 1], 0)), engine, speaks, tls).await
+    }
+
+    /// The same on an address of its own.
+    pub(crate) async fn at(
+        addr: SocketAddr,
+        engine: SocketAddr,
+        speaks: Speaks,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let state = Arc::new(State {
             engine,

@@ -29,6 +29,7 @@ mod identity;
 mod input;
 mod leave;
 mod metrics;
+mod moving;
 mod own_health;
 mod rate;
 mod recorder;
