@@ -83,8 +83,8 @@ impl Certificate {
         let key = ArcSwap::new(key);
         let current =
             Arc::new(Current { listener, files, key, not_after: AtomicU64::new(not_after), events });
-        current.complain();
-        let watch = OwnedTask::spawn("certificate", follow(Arc::clone(&current), contents.digest()));
+        let told = current.complain();
+        let watch = OwnedTask::spawn("certificate", follow(Arc::clone(&current), contents.digest(), told));
         Ok(Self { current, _watch: watch })
     }
 
@@ -128,19 +128,23 @@ impl ResolvesServerCert for Current {
 }
 
 impl Current {
-    fn take(&self, loaded: Loaded) {
+    fn take(&self, loaded: Loaded) -> Option<CertificateState> {
         self.key.store(loaded.key);
         self.not_after.store(loaded.not_after, Relaxed);
         let reason = format!("a new certificate is in use, valid until {}", Day(loaded.not_after));
         self.emit(CertificateState::Renewed, reason);
-        self.complain();
+        self.complain()
     }
 
-    /// Says so if the certificate has expired or soon will.
-    fn complain(&self) {
-        if let Some((state, reason)) = complaint(self.not_after.load(Relaxed)) {
-            self.emit(state, reason);
-        }
+    /// Says so if the certificate has expired or soon will; returns what it has said.
+    fn complain(&self) -> Option<CertificateState> {
+        let (state, reason) = complaint(self.not_after.load(Relaxed))?;
+        self.emit(state, reason);
+        Some(state)
+    }
+
+    fn state(&self) -> Option<CertificateState> {
+        complaint(self.not_after.load(Relaxed)).map(|(state, _)| state)
     }
 
     fn emit(&self, state: CertificateState, reason: String) {
@@ -160,16 +164,17 @@ fn complaint(not_after: u64) -> Option<(CertificateState, String)> {
     }
 }
 
-/// Takes over what the files hold whenever that changes and fits together; complains daily near the end.
-async fn follow(current: Arc<Current>, read: [u8; 32]) {
+/// Takes over what the files hold whenever that changes and fits together; complains near the end: when
+/// that changes what was `told`, and daily.
+async fn follow(current: Arc<Current>, read: [u8; 32], mut told: Option<CertificateState>) {
     let mut seen = Ok(read);
     let mut before = seen.clone();
     let mut complained: Instant = clock::now();
     loop {
         tokio::time::sleep(LOOK).await;
-        if clock::now() - complained >= COMPLAIN {
+        if clock::now() - complained >= COMPLAIN || current.state() != told {
             complained = clock::now();
-            current.complain();
+            told = current.complain();
         }
         let contents = Contents::look(&current.files).await;
         let look = contents.as_ref().map(Contents::digest).map_err(Clone::clone);
@@ -179,7 +184,7 @@ async fn follow(current: Arc<Current>, read: [u8; 32]) {
             match contents.and_then(|contents| Loaded::new(&current.files, &contents)) {
                 Ok(loaded) => {
                     complained = clock::now();
-                    current.take(loaded);
+                    told = current.take(loaded);
                 }
                 Err(error) => {
                     let reason = format!("the old certificate stays in use: {error}");
@@ -222,7 +227,7 @@ impl Contents {
 /// Certificate and key that fit together.
 struct Loaded {
     key: Arc<CertifiedKey>,
-    /// The first end of all certificates in the chain.
+    /// Of the server's own certificate.
     not_after: u64,
 }
 
@@ -231,7 +236,7 @@ impl Loaded {
         let chain = pem::certificates(&files.cert, &contents.cert)?;
         let ends: Option<Vec<u64>> =
             chain.iter().map(|it| validity(it).map(|validity| validity.not_after)).collect();
-        let not_after = ends.and_then(|ends| ends.into_iter().min());
+        let not_after = ends.and_then(|ends| ends.first().copied());
         let not_after =
             not_after.ok_or_else(|| PemError::new(&files.cert, "a certificate in the file can't be read"))?;
         let key = pem::private_key(&files.key, &contents.key)?;

@@ -281,3 +281,29 @@ async fn the_end_of_a_certificate_is_announced() {
         drop(secured.certificate);
     }
 }
+
+/// It is said when it happens, not with the next daily complaint.
+#[tokio::test]
+async fn an_end_that_comes_is_announced() {
+    let authority = Authority::new();
+    let soon = days_from_now(0) + Duration::from_secs(6);
+    let pair = authority.issue_for(&["127.0.0.1"], soon);
+    let secured = Secured::with(SimConfig::default(), &authority, &pair).await;
+    until("expired", || secured.events().iter().any(|(state, _)| *state == CertificateState::Expired)).await;
+    let states: Vec<_> = secured.events().into_iter().map(|(state, _)| state).collect();
+    assert_eq!(states, [CertificateState::Expiring, CertificateState::Expired]);
+}
+
+/// An old certificate behind the server's own is dispensable, as one that links to an authority which has gone.
+#[tokio::test]
+async fn only_the_server_s_own_certificate_counts() {
+    let authority = Authority::new();
+    let mut pair = authority.issue();
+    pair.cert.push_str(&authority.issue_for(&["authority"], days_from_now(-3)).cert);
+    let secured = Secured::with(SimConfig::default(), &authority, &pair).await;
+    assert_eq!(secured.events(), []);
+    let files =
+        CertificateFiles { cert: secured.folder.path("cert.pem"), key: secured.folder.path("key.pem") };
+    assert_eq!(check_certificate(&files), Ok(None));
+    assert_eq!(ask(secured.connect(HTTP1).await, true).await.content(), oracle(TOKENS));
+}
