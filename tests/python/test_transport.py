@@ -1,5 +1,8 @@
 """TLS and HTTP/2 on both sides, with the official SDK and a private certificate authority."""
 
+import os
+import re
+import signal
 import ssl
 
 import httpx
@@ -58,6 +61,29 @@ def test_a_broken_stream_raises(over_tls, secured, sim):
         for chunk in over_tls(secured).chat.completions.create(model="chat", messages=MESSAGES, stream=True):
             received.append(chunk)
     assert received
+
+
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGUSR2], ids=["stop", "hand-over"])
+def test_a_stream_outlives_the_process_that_ends(launch, identity, over_tls, ends):
+    """Its library gives up a connection of HTTP/2 as soon as it is told to go; one that is idle does not even read."""
+    sim = launch.sim("--itl", "20ms", "--tokens", "100")
+    backstop = launch.backstop(sim, identity=identity, drain="10m")
+    busy, idle = over_tls(backstop), over_tls(backstop)
+    expected = busy.chat.completions.create(model="chat", messages=MESSAGES).choices[0].message.content
+    assert idle.models.list().data
+    stream = iter(busy.chat.completions.create(model="chat", messages=MESSAGES, stream=True))
+    received = text_of([next(stream) for _ in range(5)])
+    backstop.signal(ends)
+    assert received + text_of(stream) == expected
+    # Nobody holds up the end, nor does it take the next process with it.
+    assert backstop.child.wait(60) == 0
+    if ends == signal.SIGUSR2:
+        successor = int(re.search(r'started a new process[^\n]*"pid":(\d+)', backstop.said())[1])
+        try:
+            for client in (busy, idle):
+                assert client.models.list().data
+        finally:
+            os.kill(successor, signal.SIGTERM)
 
 
 def test_an_unknown_authority_is_refused(connect, secured):

@@ -10,7 +10,11 @@ mod client;
 mod commands;
 mod control;
 mod engine_sim;
+#[expect(dead_code, reason = "shared with the gateway's tests, which need all of it")]
+#[path = "../../../gateway/tests/it/h2client.rs"]
+mod h2client;
 mod https;
+mod leave;
 mod operators;
 mod reload;
 #[expect(dead_code, reason = "shared with the gateway's tests, which need all of it")]
