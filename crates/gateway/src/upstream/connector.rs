@@ -91,7 +91,7 @@ pub(super) struct Peer {
 
 impl Peer {
     /// It speaks as agreed.
-    pub(super) fn is_good(mut self) -> IpAddr {
+    pub(super) fn good(mut self) -> IpAddr {
         self.is_good = true;
         self.address
     }

@@ -116,7 +116,7 @@ impl Multiplexed {
         }
         Ok(Arc::new(Self {
             sender,
-            peer: peer.is_good(),
+            peer: peer.good(),
             allowed: Box::new(allowed),
             streams: AtomicUsize::new(0),
             moved,

@@ -163,7 +163,7 @@ impl Pool {
             if self.lock().generation == generation {
                 self.only_http1.store(true, Relaxed);
             }
-            return Ok(Way::Http1(Connection::new(stream, peer.is_good(), generation)));
+            return Ok(Way::Http1(Connection::new(stream, peer.good(), generation)));
         }
         let connection = Multiplexed::open(stream, peer).await?;
         let slot = Multiplexed::take(&connection).ok_or_else(|| {

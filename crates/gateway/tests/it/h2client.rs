@@ -97,7 +97,7 @@ pub(crate) async fn piece(response: &mut Response<Incoming>) -> Bytes {
 
 /// What is left of an answer.
 pub(crate) async fn reply(mut response: Response<Incoming>) -> Reply {
-    let text = |value: &http::HeaderValue| value.to_str().unwrap().to_owned();
+    let text = |value: &hyper::header::HeaderValue| value.to_str().unwrap().to_owned();
     let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
     let mut reply =
         Reply { status: response.status().as_u16(), headers, body: Vec::new(), end: End::Complete };
