@@ -656,7 +656,7 @@ pub(crate) struct Failover {
     /// Whether a tier that has recovered gets its work back by itself.
     pub(crate) failback: Failback,
     /// How long it must have been healthy before. Each step of the ramp lasts as long, and longer if there is no answer
-    /// to judge it by. Doubles with each return that fails, up to eight times.
+    /// to judge it by. The wait doubles with each move, there or back, that fails, up to eight times.
     #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
     pub(crate) stable_for: Span,
     /// Shares of the work that a tier gets one after the other. A step in which more than 10 % of its answers fail, and
@@ -664,7 +664,7 @@ pub(crate) struct Failover {
     #[schemars(length(min = 1))]
     pub(crate) ramp: Vec<Percent>,
     /// How long streams may go on at an endpoint that is drained, removed or no longer in the file. Then they are
-    /// carried on elsewhere; those that can't be may end where they are.
+    /// carried on elsewhere; those that can't be may end where they are. Counts for what is taken out from then on.
     #[schemars(extend("x-min" = "0s", "x-max" = "24h"))]
     pub(crate) drain: Span,
 }

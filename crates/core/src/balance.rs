@@ -167,10 +167,15 @@ pub fn choose_tier(tiers: &[Tier], position: f64) -> Option<usize> {
         open -= takes;
         taken.push(takes);
     }
-    let total: f64 = taken.iter().sum();
-    if total <= 0.0 {
-        return tiers.iter().position(|tier| tier.healthy > 0.0);
+    // What is left over goes to whoever can take it, whatever its share.
+    for (tier, takes) in tiers.iter().zip(&mut taken) {
+        if tier.healthy > 0.0 {
+            let more = (tier.healthy / tier.weight * OVERPROVISIONING - *takes).clamp(0.0, open.max(0.0));
+            open -= more;
+            *takes += more;
+        }
     }
+    let total: f64 = taken.iter().sum();
     let mut left = position * total;
     for (i, takes) in taken.iter().enumerate() {
         left -= takes;
@@ -390,6 +395,10 @@ mod tests {
         assert_eq!(share(&[sharing(0.0), tier(4.0, 4.0)], 0), 0.0);
         assert_eq!(share(&[sharing(0.0), sharing(0.0), tier(4.0, 4.0)], 2), 1.0);
         assert_eq!(share(&[sharing(0.0), tier(4.0, 0.0)], 0), 1.0, "nobody else can");
+        let weak = tier(4.0, 1.0);
+        assert!((share(&[sharing(0.0), weak], 1) - 0.35).abs() < 0.002, "it takes what it can");
+        assert!((share(&[sharing(0.05), weak], 1) - 0.35).abs() < 0.002);
+        assert_eq!(share(&[sharing(0.05), tier(4.0, 3.0)], 1), 0.95);
         assert_eq!(choose_tier(&[], 0.5), None);
     }
 

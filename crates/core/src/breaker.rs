@@ -62,6 +62,11 @@ impl Breaker {
         }
     }
 
+    /// Whether nothing at all may start now. While a probe is out that is not known yet.
+    pub fn is_shut(&self, now: Instant) -> bool {
+        matches!(self, Self::Open { until } if now < *until)
+    }
+
     /// Starts an attempt. Each open time lets exactly one through, as a probe; it must be answered by
     /// [`Self::finish`].
     pub fn admit(&mut self, spec: &BreakerSpec, now: Instant) -> Option<Pass> {

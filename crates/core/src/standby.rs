@@ -37,9 +37,11 @@ pub struct View {
     pub tier: Fitness,
     /// Of the tiers after it.
     pub standby: Fitness,
-    /// Ended attempts on the tier, and on those after it, since any moment that stays the same.
+    /// Ended attempts on the tier, and on those after it, since any moment that stays the same while `members` does.
     pub tier_counts: Counts,
     pub standby_counts: Counts,
+    /// Stands for the endpoints on both sides: another number for others.
+    pub members: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +100,7 @@ pub struct Switch {
     /// Counts when the step began.
     tier_before: Counts,
     standby_before: Counts,
+    members: u64,
     /// Since when the side that is to get the work has been good.
     good_since: Option<Instant>,
     /// Failed moves in a row.
@@ -113,6 +116,7 @@ impl Switch {
             reason: String::new(),
             tier_before: Counts::default(),
             standby_before: Counts::default(),
+            members: 0,
             good_since: None,
             failed: 0,
         }
@@ -148,6 +152,10 @@ impl Switch {
         if view.tier == Unknown {
             // New endpoints are about to be checked.
             return None;
+        }
+        if self.members != view.members {
+            // What others have done proves nothing: the step begins anew.
+            self.begin_step(view, now);
         }
         let target =
             if matches!(self.stage, Stage::Primary | Stage::Leaving) { view.standby } else { view.tier };
@@ -196,10 +204,11 @@ impl Switch {
             }
             _ => return None,
         };
-        let gave_up = matches!(
-            (self.stage, stage),
-            (Stage::Leaving, Stage::Primary) | (Stage::Returning, Stage::Standby)
-        );
+        let gave_up = match (self.stage, stage) {
+            (Stage::Leaving, Stage::Primary) => view.tier != Good,
+            (Stage::Returning, Stage::Standby) => true,
+            _ => false,
+        };
         let went_through = matches!(
             (self.stage, stage),
             (Stage::Leaving, Stage::Standby) | (Stage::Returning, Stage::Primary)
@@ -252,10 +261,16 @@ impl Switch {
         if self.stage != stage {
             self.good_since = None;
         }
-        (self.stage, self.step, self.since) = (stage, step, now);
-        (self.tier_before, self.standby_before) = (view.tier_counts, view.standby_counts);
+        (self.stage, self.step) = (stage, step);
+        self.begin_step(view, now);
         self.reason.clone_from(&reason);
         Change { stage, share: self.share(spec), reason }
+    }
+
+    fn begin_step(&mut self, view: View, now: Instant) {
+        self.since = now;
+        (self.tier_before, self.standby_before) = (view.tier_counts, view.standby_counts);
+        self.members = view.members;
     }
 
     fn has_been_good(&self, spec: &FailoverSpec, now: Instant) -> bool {
@@ -330,7 +345,8 @@ mod tests {
         fn new() -> Self {
             let now = Instant::now();
             let none = Counts::default();
-            let view = View { tier: Good, standby: Good, tier_counts: none, standby_counts: none };
+            let view =
+                View { tier: Good, standby: Good, tier_counts: none, standby_counts: none, members: 1 };
             Self { switch: Switch::new(now), spec: FailoverSpec::default(), view, now }
         }
 
@@ -468,6 +484,30 @@ mod tests {
         assert_eq!(world.look(Degraded, Good, 119), None, "the next try takes a while");
         assert_eq!(world.look(Degraded, Good, 1), Some((Leaving, 0.95)));
         assert_eq!(world.look(Down, Good, 0), Some((Standby, 0.0)), "dead is left at once");
+    }
+
+    /// A server with a long history leaves the tier, or one comes.
+    #[test]
+    fn other_endpoints_begin_the_step_anew() {
+        let mut world = World::away();
+        world.tier(100_000, 0).look(Good, Good, 60);
+        assert_eq!(world.tier(5, 0).look(Good, Good, 59), None);
+        (world.view.tier_counts, world.view.members) = (Counts { success: 3, failure: 0 }, 2);
+        assert_eq!(world.standby(50, 0).look(Good, Good, 59), None);
+        assert_eq!(world.tier(5, 0).look(Good, Good, 1), Some((Returning, 0.25)));
+        (world.view.tier_counts, world.view.members) = (Counts { success: 10, failure: 10 }, 3);
+        assert_eq!(world.look(Good, Good, 0), None, "those failures are of another time");
+    }
+
+    #[test]
+    fn short_spells_of_weakness_cost_no_patience() {
+        let mut world = World::new();
+        for _ in 0..5 {
+            assert_eq!(world.look(Degraded, Good, 0), Some((Leaving, 0.95)));
+            assert_eq!(world.look(Good, Good, 0), Some((Primary, 1.0)));
+        }
+        assert_eq!(world.look(Down, Good, 0), Some((Standby, 0.0)));
+        assert_eq!(world.look(Good, Good, 60), Some((Returning, 0.05)));
     }
 
     #[test]

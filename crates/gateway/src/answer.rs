@@ -29,6 +29,9 @@ const DEGRADED: HeaderName = HeaderName::from_static("x-backstop-degraded");
 /// `hit` or `stale`, on answers from the cache.
 const CACHE: HeaderName = HeaderName::from_static("x-backstop-cache");
 
+/// Where attempts before the first output may go.
+const ACROSS: &[Across] = &[Across::Version, Across::Stable];
+
 /// An attempt that brought something fit for the client.
 struct Answered {
     won: Won,
@@ -181,7 +184,7 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
     loop {
         // Each attempt looks at the table as it is now: a version may be gone since the last one.
         let table = failover::current_table(shared, routed).await;
-        let next = failover::next(&table, routed, &mut past, &[Across::Version, Across::Stable]);
+        let next = failover::next(&table, routed, &mut past, ACROSS);
         let Some(Choice { version, lease, .. }) = shared.unless_closing(next).await.flatten() else {
             return Err(Unanswered::Fault(past.last.unwrap_or(Fault::NoEndpoint)));
         };
@@ -192,7 +195,8 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
         let endpoint = Arc::clone(lease.endpoint());
         record.attempt(version, &endpoint.id.url);
         made += 1;
-        let fault = match attempt::run(shared, routed, version, lease, &record.request_id).await {
+        let left = if made <= routed.retry.attempts { ACROSS } else { &[] };
+        let fault = match attempt::run(shared, routed, left, lease, &record.request_id).await {
             Ok((won, lease)) => {
                 let too_long = matches!(&won, Won::Plain { status, body, .. }
                     if status.is_client_error() && is_context_length(body));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use backstop_core::table::Across;
 use backstop_openai::answer;
 use backstop_openai::error::{ErrorBody, is_error_body, message_of};
 use backstop_openai::peek::with_model;
@@ -12,13 +13,12 @@ use backstop_openai::{Api, Usage};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use crate::endpoint::{Departure, Endpoint, LOOK, Lease, Settings};
+use crate::endpoint::{Departure, LOOK, Lease, Settings};
 use crate::fault::Fault;
 use crate::request::Routed;
 use crate::stream::{Step, StreamReader};
-use crate::table::Version;
 use crate::upstream::{Answer, Exchange, UpstreamRequest};
-use crate::{Shared, clock, headers};
+use crate::{Shared, clock, failover, headers};
 
 /// The longest plain answer that is buffered, in bytes.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
@@ -48,10 +48,12 @@ pub(crate) enum Won {
 
 /// Sends the request to the endpoint of `lease` and waits for something that can be committed to. With a fault the
 /// endpoint's account is settled; with an answer that is left to whoever delivers it.
+///
+/// An endpoint that is to be left is left if another one may be asked instead (`across` is not empty) and can.
 pub(crate) async fn run(
     shared: &Shared,
     routed: &Routed,
-    version: &Version,
+    across: &[Across],
     mut lease: Lease,
     request_id: &HeaderValue,
 ) -> Result<(Won, Lease), Fault> {
@@ -60,7 +62,13 @@ pub(crate) async fn run(
     let deadline = (started + limit).min(routed.total.deadline);
     let endpoint = Arc::clone(lease.endpoint());
     let answered = exchange(routed, &mut lease, request_id, started);
-    let fault = match shared.unless_closing(until(version, &endpoint, deadline, answered)).await {
+    let here = std::slice::from_ref(&endpoint);
+    let leave = |now| {
+        let departure = endpoint.departure(now)?;
+        let elsewhere = failover::has_elsewhere(&shared.table.load(), routed, across, here, now);
+        elsewhere.then_some(departure)
+    };
+    let fault = match shared.unless_closing(until(leave, deadline, answered)).await {
         Some(Ok(Ok(won))) => return Ok((won, lease)),
         Some(Ok(Err(fault))) => fault,
         Some(Err(Interrupted::Left(departure))) => departure.into(),
@@ -277,10 +285,9 @@ enum Interrupted {
     Left(Departure),
 }
 
-/// Runs `future` until `deadline`, or until its endpoint is to be left and another could do the work.
+/// Runs `future` until `deadline`, or until its endpoint is to be left.
 async fn until<F: Future>(
-    version: &Version,
-    endpoint: &Arc<Endpoint>,
+    leave: impl Fn(Instant) -> Option<Departure>,
     deadline: Instant,
     future: F,
 ) -> Result<F::Output, Interrupted> {
@@ -296,9 +303,7 @@ async fn until<F: Future>(
             if now >= deadline {
                 return Poll::Ready(Err(Interrupted::Deadline));
             }
-            if let Some(departure) = endpoint.departure(now)
-                && version.has_other_than(endpoint, now)
-            {
+            if let Some(departure) = leave(now) {
                 return Poll::Ready(Err(Interrupted::Left(departure)));
             }
             alarm.as_mut().reset(alarm_at(now));

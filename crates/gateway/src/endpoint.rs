@@ -304,7 +304,7 @@ impl Endpoint {
     pub(crate) fn fitness(&self, now: Instant) -> Fitness {
         let state = self.state();
         let is_kept_out =
-            self.is_ejected(now) || !(self.breaker_clean.load(Relaxed) || self.breaker().would_admit(now));
+            self.is_ejected(now) || (!self.breaker_clean.load(Relaxed) && self.breaker().is_shut(now));
         match state {
             State::Starting => Fitness::Unknown,
             State::Healthy if !is_kept_out => Fitness::Good,

@@ -39,6 +39,11 @@ impl Past {
         Wish { kind, turn, session: routed.session }
     }
 
+    /// What has been tried, and `endpoint`.
+    pub(crate) fn with(&self, endpoint: &Arc<Endpoint>) -> Vec<Arc<Endpoint>> {
+        self.tried.iter().chain([endpoint]).map(Arc::clone).collect()
+    }
+
     /// `endpoint` does not know our key; neither do its siblings that would get the same.
     pub(crate) fn refused(&mut self, version: &Version, endpoint: &Endpoint) {
         let key = &endpoint.settings.load().spec.api_key;
@@ -110,10 +115,25 @@ pub(crate) async fn next<'t>(
     again(&candidates, routed, past).await
 }
 
-/// Whether another endpoint than `endpoint` could carry a stream on now.
-pub(crate) fn has_elsewhere(table: &Table, routed: &Routed, endpoint: &Arc<Endpoint>, now: Instant) -> bool {
-    let candidates = candidates(table, routed, &routed.resume.across);
-    candidates.iter().any(|(_, version)| version.has_other_than(endpoint, now))
+/// One of them that has not been tried yet, at once or not at all.
+pub(crate) fn next_untried<'t>(
+    table: &'t Table,
+    routed: &Routed,
+    past: &mut Past,
+    across: &[Across],
+) -> Option<Choice<'t>> {
+    candidates(table, routed, across).into_iter().find_map(|candidate| untried(candidate, routed, past))
+}
+
+/// Whether an endpoint that is not among `without` could take the request now.
+pub(crate) fn has_elsewhere(
+    table: &Table,
+    routed: &Routed,
+    across: &[Across],
+    without: &[Arc<Endpoint>],
+    now: Instant,
+) -> bool {
+    candidates(table, routed, across).iter().any(|(_, version)| version.has_another(without, now))
 }
 
 type Candidate<'t> = (&'t Arc<Service>, &'t Arc<Version>);

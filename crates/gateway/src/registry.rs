@@ -15,7 +15,7 @@ use crate::load::ServiceLoad;
 use crate::metrics::{ServiceMetrics, VersionMetrics};
 use crate::probe;
 use crate::standby::TierSwitch;
-use crate::table::{Service, Table};
+use crate::table::{Rank, Service, Table};
 use crate::tasks::OwnedTask;
 use crate::tls::{Trust, TrustError};
 use crate::upstream::Connector;
@@ -27,7 +27,7 @@ pub(crate) struct Registry {
     services: Mutex<HashMap<String, OfService>>,
     caches: Mutex<HashMap<String, Arc<Cache>>>,
     /// By service, version and tier.
-    switches: Mutex<HashMap<(String, String, String), Arc<TierSwitch>>>,
+    switches: Mutex<HashMap<(String, String, Rank), Arc<TierSwitch>>>,
     /// By service and name.
     dependencies: Mutex<HashMap<(String, String), WatchedDependency>>,
     pub(crate) discovery: Discovery,
@@ -125,9 +125,9 @@ impl Registry {
     }
 
     /// What is known of a tier that has others after it.
-    pub(crate) fn switch(&self, service: &str, version: &str, tier: &str) -> Arc<TierSwitch> {
+    pub(crate) fn switch(&self, service: &str, version: &str, tier: Rank) -> Arc<TierSwitch> {
         let mut switches = self.switches.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = (service.to_owned(), version.to_owned(), tier.to_owned());
+        let id = (service.to_owned(), version.to_owned(), tier);
         Arc::clone(switches.entry(id).or_insert_with(|| Arc::new(TierSwitch::new())))
     }
 
@@ -213,7 +213,8 @@ impl Registry {
         let mut switches = self.switches.lock().unwrap_or_else(PoisonError::into_inner);
         switches.retain(|(service, version, tier), _| {
             let version = table.services.get(service.as_str()).and_then(|service| service.version(version));
-            version.is_some_and(|version| version.tiers.iter().any(|it| it.name == *tier))
+            version
+                .is_some_and(|version| version.tiers.iter().any(|it| it.rank == *tier && it.switch.is_some()))
         });
         drop(switches);
         let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);

@@ -37,6 +37,8 @@ pub(crate) struct Relay {
     ready: Bytes,
     clock: StallClock,
     total: Total,
+    /// When the endpoint is to be looked at again.
+    looks_at: Instant,
     /// `None` if the stream is not carried on when it ends too soon.
     resumption: Option<Box<Resumption>>,
     /// Of an answer that is kept for others, if it becomes whole.
@@ -94,6 +96,7 @@ impl Relay {
             ready: first,
             clock,
             total,
+            looks_at: clock::now() + LOOK,
             resumption,
             tee: None,
             is_whole: false,
@@ -117,11 +120,16 @@ impl Relay {
                 }
                 return Poll::Ready(None);
             }
+            let now = clock::now();
             if self.shared.phase() == Phase::Closing {
                 self.stop(Fault::Closing);
-            } else if clock::now() >= self.total.deadline {
+            } else if now >= self.total.deadline {
                 self.stop(Fault::Total(self.total.limit));
             } else {
+                if now >= self.looks_at {
+                    self.looks_at = now + LOOK;
+                    self.look(now);
+                }
                 ready!(self.poll_source(cx));
             }
         }
@@ -145,14 +153,11 @@ impl Relay {
             Poll::Ready(step) => step,
             Poll::Pending => {
                 let complete = reader.state().is_complete();
-                match ready!(self.clock.poll(cx, complete, self.total)) {
-                    Alarm::Look => self.look(),
-                    Alarm::Late if clock::now() < self.total.deadline => {
-                        lease.timed_out();
-                        let fault = Fault::Stalled(self.clock.limit);
-                        if complete { self.stop(fault) } else { self.interrupted(fault) }
-                    }
-                    Alarm::Late => {}
+                let alarm = ready!(self.clock.poll(cx, complete, self.total, self.looks_at));
+                if alarm == Alarm::Late && clock::now() < self.total.deadline {
+                    lease.timed_out();
+                    let fault = Fault::Stalled(self.clock.limit);
+                    if complete { self.stop(fault) } else { self.interrupted(fault) }
                 }
                 return Poll::Ready(());
             }
@@ -229,9 +234,9 @@ impl Relay {
     }
 
     /// The endpoint may be one to be left by now. What can be carried on elsewhere is; the rest may end where it is.
-    fn look(&mut self) {
+    fn look(&mut self, now: Instant) {
         let (Source::Flowing(flow), Some(resumption)) = (&self.source, &self.resumption) else { return };
-        let (now, endpoint) = (clock::now(), flow.lease.endpoint());
+        let endpoint = flow.lease.endpoint();
         let fault = match endpoint.departure(now) {
             None => return,
             // Checks may be wrong; what flows is right.
@@ -242,11 +247,10 @@ impl Relay {
             return;
         }
         let Ok(lost) = resumption.interrupted(flow.reader.state()) else { return };
-        let endpoint = Arc::clone(endpoint);
         let old = std::mem::replace(&mut self.source, Source::Ended);
         if let (Source::Flowing(flow), Some(resumption)) = (old, self.resumption.take()) {
             let outcome = fault.outcome();
-            let attempts = Box::pin(resumption.carry_on(Arc::clone(&self.shared), lost, endpoint, fault));
+            let attempts = Box::pin(resumption.move_on(Arc::clone(&self.shared), lost, fault));
             self.source = Source::Resuming { attempts, stays: Some(Box::new((flow, outcome))) };
         }
     }
@@ -349,6 +353,7 @@ impl Relay {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Alarm {
     /// The upstream is late, or the whole request is.
     Late,
@@ -379,19 +384,18 @@ impl StallClock {
     }
 
     /// Ready when the upstream is late, or the whole request is, and when it is time for a look.
-    fn poll(&mut self, cx: &mut Context<'_>, complete: bool, total: Total) -> Poll<Alarm> {
+    fn poll(&mut self, cx: &mut Context<'_>, complete: bool, total: Total, looks_at: Instant) -> Poll<Alarm> {
         let limit = if complete { self.limit.min(DONE_GRACE) } else { self.limit };
         let since = *self.waiting_since.get_or_insert_with(clock::now);
         let due = (since + limit).min(total.deadline);
-        let alarm = self
-            .alarm
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.min(since + LOOK).into())));
+        let next = tokio::time::Instant::from_std(due.min(looks_at));
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
         if alarm.deadline() > due.into() {
             alarm.as_mut().reset(due.into());
         }
         ready!(alarm.as_mut().poll(cx));
         let now = clock::now();
-        alarm.as_mut().reset(due.min(now + LOOK).into());
+        alarm.as_mut().reset(due.min(looks_at.max(now + LOOK)).into());
         Poll::Ready(if now >= due { Alarm::Late } else { Alarm::Look })
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstop_core::breaker::Outcome;
-use backstop_core::table::{Engine, ResumeMode};
+use backstop_core::table::{Across, Engine, ResumeMode};
 use backstop_openai::resume::{Before, Dialect, Hindrance, Interrupted, Next, Splice, Spliced};
 use backstop_openai::stream::StreamState;
 use bytes::{Bytes, BytesMut};
@@ -24,6 +24,20 @@ use crate::stream::{Step, StreamReader};
 use crate::table::{Service, Version};
 use crate::{Shared, clock};
 
+/// The most orders on which a stream moves.
+const MOST_MOVES: u32 = 16;
+/// How long a stream that nobody could take over stays where it is.
+const STAYS: Duration = Duration::from_secs(30);
+
+/// Whether the client has to wait.
+#[derive(Clone, Copy)]
+enum Haste {
+    /// It does, for as long as something may help.
+    None,
+    /// It need not.
+    AtOnce,
+}
+
 /// What it takes to carry a stream on.
 pub(crate) struct Resumption {
     routed: Routed,
@@ -31,6 +45,9 @@ pub(crate) struct Resumption {
     request_id: HeaderValue,
     /// Attempts left.
     left: u32,
+    /// How often it may still be moved on order, which costs no attempts, and not before when.
+    moves: u32,
+    stays_until: Option<Instant>,
     /// How the stream was carried on last, and from where.
     last: Option<(ResumeMode, Interrupted)>,
     /// The service in which the stream has its place.
@@ -78,7 +95,8 @@ impl Resumption {
     pub(crate) fn new(routed: Routed, past: Past, request_id: HeaderValue) -> Option<Self> {
         let left = routed.resume.attempts;
         let service = Arc::clone(&routed.service);
-        (left > 0).then_some(Self { routed, past, request_id, left, last: None, service })
+        let (moves, stays_until, last) = (MOST_MOVES, None, None);
+        (left > 0).then_some(Self { routed, past, request_id, left, moves, stays_until, last, service })
     }
 
     /// Where the stream was carried on last: characters and tokens that the client had by then.
@@ -106,7 +124,10 @@ impl Resumption {
 
     /// Whether a stream that runs on `endpoint` could be carried on elsewhere now.
     pub(crate) fn has_elsewhere(&self, shared: &Shared, endpoint: &Arc<Endpoint>, now: Instant) -> bool {
-        self.left > 0 && failover::has_elsewhere(&shared.table.load(), &self.routed, endpoint, now)
+        let may = self.moves > 0 && self.stays_until.is_none_or(|until| now >= until);
+        let (routed, without) = (&self.routed, || self.past.with(endpoint));
+        let across = &routed.resume.across;
+        may && failover::has_elsewhere(&shared.table.load(), routed, across, &without(), now)
     }
 
     /// Carries on from `lost`, which `endpoint` left behind with `fault`; gives the fault back if nothing helps.
@@ -118,7 +139,8 @@ impl Resumption {
         fault: Fault,
     ) -> (Self, Result<Rest, Fault>) {
         self.past.failed(endpoint, &fault);
-        match shared.unless_closing(self.attempts(&shared, &lost, fault.code())).await.flatten() {
+        let attempts = self.attempts(&shared, &lost, &fault, Haste::None);
+        match shared.unless_closing(attempts).await.flatten() {
             Some(rest) => {
                 self.last = Some((rest.mode, lost));
                 (self, Ok(rest))
@@ -127,21 +149,62 @@ impl Resumption {
         }
     }
 
-    async fn attempts(&mut self, shared: &Shared, lost: &Interrupted, cause: &'static str) -> Option<Rest> {
+    /// The same from an endpoint that is to be left for `fault` but may still serve: at once or not at all, and without
+    /// using up what a later fault may need. Nothing is held against the endpoint; as long as it is to be left nobody
+    /// goes there.
+    pub(crate) async fn move_on(
+        mut self,
+        shared: Arc<Shared>,
+        lost: Interrupted,
+        fault: Fault,
+    ) -> (Self, Result<Rest, Fault>) {
+        let left = std::mem::replace(&mut self.left, self.routed.resume.attempts);
+        self.moves -= 1;
+        let attempts = self.attempts(&shared, &lost, &fault, Haste::AtOnce);
+        let rest = shared.unless_closing(attempts).await.flatten();
+        self.left = left;
+        match rest {
+            Some(rest) => {
+                self.last = Some((rest.mode, lost));
+                (self, Ok(rest))
+            }
+            None => {
+                self.stays_until = Some(clock::now() + STAYS);
+                (self, Err(fault))
+            }
+        }
+    }
+
+    async fn attempts(
+        &mut self,
+        shared: &Shared,
+        lost: &Interrupted,
+        cause: &Fault,
+        haste: Haste,
+    ) -> Option<Rest> {
+        // As before the first output: to replace what is gone is free, a second try is not.
+        let mut is_free = cause.endpoint_is_gone();
+        let cause = cause.code();
         while self.left > 0 && clock::now() < self.routed.total.deadline {
             // As it is now: a stream never goes on in a version that has been taken back meanwhile.
             let table = shared.table.load_full();
             let across = Arc::clone(&self.routed.resume);
-            let next = failover::next(&table, &self.routed, &mut self.past, &across.across).await;
+            let next = match haste {
+                Haste::None => failover::next(&table, &self.routed, &mut self.past, &across.across).await,
+                Haste::AtOnce => failover::next_untried(&table, &self.routed, &mut self.past, &across.across),
+            };
             let Choice { service, version, lease } = next?;
             let endpoint = Arc::clone(lease.endpoint());
+            let _budget =
+                if is_free { None } else { Some(self.routed.load.retry(self.routed.retry.budget)?) };
             let Some(mut permit) = self.place_in(service) else {
                 lease.finish(Outcome::Neutral);
                 self.past.failed(endpoint, &Fault::NoEndpoint);
                 continue;
             };
             let mut lease = Some(lease);
-            let mut fault = Fault::Truncated;
+            // If it can't be asked in any way, there is no point in coming back to it.
+            let mut fault = Fault::NoEndpoint;
             for mode in &across.modes {
                 let Some(request) = self.request(lost, *mode, service, &endpoint) else { continue };
                 let (request, splice) = match request {
@@ -165,7 +228,8 @@ impl Resumption {
                 }
                 self.left -= 1;
                 let lease = lease.take().unwrap_or_else(|| endpoint.lease_regardless(AnswerKind::Stream));
-                let sent = Sent { request: &request, version, request_id: &self.request_id };
+                let across = if self.left > 0 { &*across.across } else { &[] };
+                let sent = Sent { request: &request, across, request_id: &self.request_id };
                 match sent.run(shared, lease, splice).await {
                     Ok((from, events)) => {
                         let (version, endpoint) = (Arc::clone(version), Arc::clone(&endpoint.id.url));
@@ -181,6 +245,7 @@ impl Resumption {
                     }
                 }
             }
+            is_free = fault.endpoint_is_gone();
             self.past.add(endpoint, fault);
         }
         None
@@ -241,13 +306,14 @@ fn dialect(engine: Engine) -> Option<Dialect> {
 /// One attempt.
 struct Sent<'a> {
     request: &'a Routed,
-    version: &'a Version,
+    /// Where further attempts may go, if there are any left.
+    across: &'a [Across],
     request_id: &'a HeaderValue,
 }
 
 impl Sent<'_> {
     async fn run(&self, shared: &Shared, lease: Lease, splice: Splice) -> Result<(Source, Bytes), Failure> {
-        let won = attempt::run(shared, self.request, self.version, lease, self.request_id).await;
+        let won = attempt::run(shared, self.request, self.across, lease, self.request_id).await;
         match won.map_err(Failure::Fault)? {
             (Won::Stream { reader, held, ended, .. }, lease) => {
                 self.catch_up(reader, lease, splice, &held, ended).await

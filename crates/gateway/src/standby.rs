@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use backstop_core::balance::mix;
 use backstop_core::event::What;
 use backstop_core::outlier::Counts;
 use backstop_core::standby::{Change, Fitness, NoReturn, Switch, View};
@@ -71,9 +72,14 @@ pub(crate) async fn watch(shared: Arc<Shared>, events: Arc<Events>) {
         let table = shared.table.load_full();
         for service in table.services.values() {
             for (version, index, tier, of_tier) in switches(service) {
-                let mut switch = of_tier.lock();
                 let now = clock::now();
-                let change = switch.observe(view(version, index, now), &service.failover, now);
+                let view = view(version, index, now);
+                // Endpoints that have left the table meanwhile are not down.
+                if !Arc::ptr_eq(&table, &shared.table.load()) {
+                    break;
+                }
+                let mut switch = of_tier.lock();
+                let change = switch.observe(view, &service.failover, now);
                 // A new ramp counts at once.
                 of_tier.share.store(switch.share(&service.failover).to_bits(), Relaxed);
                 drop(switch);
@@ -106,8 +112,9 @@ pub(crate) fn fail_back(table: &Table, events: &Events, service: &str) -> Result
             Err(NoReturn::Returning) => error = FailbackError::Returning(name),
             Err(NoReturn::Unfit(fitness)) => {
                 let state = match fitness {
+                    Fitness::Unknown => "not checked yet",
                     Fitness::Degraded => "degraded",
-                    Fitness::Unknown | Fitness::Good | Fitness::Down => "down",
+                    Fitness::Good | Fitness::Down => "down",
                 };
                 error = FailbackError::Unfit { tier: name, state };
             }
@@ -133,11 +140,15 @@ fn view(version: &Version, index: usize, now: Instant) -> View {
             std::cmp::Ordering::Greater => of_standby.add(&target.endpoint, now),
         }
     }
+    // A side that is still looked for is not down.
+    let looks = version.looks_for_more();
+    (of_tier.unknown, of_standby.unknown) = (of_tier.unknown || looks, of_standby.unknown || looks);
     View {
         tier: of_tier.fitness(),
         standby: of_standby.fitness(),
         tier_counts: of_tier.counts,
         standby_counts: of_standby.counts,
+        members: of_tier.members ^ of_standby.members.rotate_left(1),
     }
 }
 
@@ -145,13 +156,16 @@ fn view(version: &Version, index: usize, now: Instant) -> View {
 #[derive(Default)]
 struct Side {
     counts: Counts,
+    /// Of the endpoints' places in memory: the same as long as they are.
+    members: u64,
     good: bool,
     degraded: bool,
     unknown: bool,
 }
 
 impl Side {
-    fn add(&mut self, endpoint: &Endpoint, now: Instant) {
+    fn add(&mut self, endpoint: &Arc<Endpoint>, now: Instant) {
+        self.members ^= mix(Arc::as_ptr(endpoint) as u64);
         let [(_, success), (_, failure), _] = endpoint.attempts();
         self.counts.success += success;
         self.counts.failure += failure;

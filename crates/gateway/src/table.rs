@@ -95,8 +95,12 @@ pub(crate) struct Target {
     pub(crate) tier: usize,
 }
 
+/// Priority, then nearness of the region: lower ones first.
+pub(crate) type Rank = (u8, usize);
+
 /// Endpoints that are used alike: of one priority and nearness.
 pub(crate) struct Tier {
+    pub(crate) rank: Rank,
     pub(crate) name: String,
     /// `None` for the last one.
     pub(crate) switch: Option<Arc<TierSwitch>>,
@@ -264,14 +268,13 @@ impl Service {
 fn targets(
     service: &ServiceSpec,
     version: &VersionSpec,
-    tier: impl Fn(&EndpointSpec) -> (u8, usize),
+    tier: impl Fn(&EndpointSpec) -> Rank,
     registry: &Registry,
 ) -> (Vec<Target>, Vec<Tier>, Vec<Linked>) {
-    // Priority, then nearness of the region: lower ones first.
-    let mut ranks: Vec<(u8, usize)> = version.endpoints.iter().map(&tier).collect();
+    let mut ranks: Vec<Rank> = version.endpoints.iter().map(&tier).collect();
     ranks.sort_unstable();
     ranks.dedup();
-    let named = |rank: &(u8, usize)| {
+    let named = |rank: &Rank| {
         let of_tier = version.endpoints.iter().filter(|spec| tier(spec) == *rank);
         let mut regions: Vec<&str> = of_tier.filter_map(|spec| spec.region.as_deref()).collect();
         regions.sort_unstable();
@@ -279,11 +282,10 @@ fn targets(
         let regions: String = regions.iter().map(|region| format!(", {region}")).collect();
         format!("priority {}{regions}", rank.0)
     };
-    let tier_of = |(place, rank): (usize, &(u8, usize))| {
-        let name = named(rank);
+    let tier_of = |(place, rank): (usize, &Rank)| {
         let is_last = place + 1 == ranks.len();
-        let switch = (!is_last).then(|| registry.switch(&service.name, &version.name, &name));
-        Tier { name, switch }
+        let switch = (!is_last).then(|| registry.switch(&service.name, &version.name, *rank));
+        Tier { rank: *rank, name: named(rank), switch }
     };
     let tiers = ranks.iter().enumerate().map(tier_of).collect();
     let (mut targets, mut names) = (Vec::<Target>::new(), Vec::new());
@@ -315,7 +317,12 @@ impl Tier {
 impl Version {
     /// Whether its endpoints are still being looked for.
     pub(crate) fn is_pending(&self) -> bool {
-        self.targets.is_empty() && self.names.iter().any(Linked::is_pending)
+        self.targets.is_empty() && self.looks_for_more()
+    }
+
+    /// Whether there may be further endpoints in a moment.
+    pub(crate) fn looks_for_more(&self) -> bool {
+        self.names.iter().any(Linked::is_pending)
     }
 
     /// One turn a request: were each attempt to take one, a bad endpoint could come first for every request.
@@ -345,10 +352,10 @@ impl Version {
         self.targets.iter().any(|target| Arc::ptr_eq(&target.endpoint, endpoint))
     }
 
-    /// Whether an endpoint other than `endpoint` could take a request now.
-    pub(crate) fn has_other_than(&self, endpoint: &Arc<Endpoint>, now: Instant) -> bool {
-        let others = self.targets.iter().filter(|target| !Arc::ptr_eq(&target.endpoint, endpoint));
-        others.into_iter().any(|target| target.endpoint.is_eligible(now))
+    /// Whether an endpoint that is not among `without` could take a request now.
+    pub(crate) fn has_another(&self, without: &[Arc<Endpoint>], now: Instant) -> bool {
+        let is_other = |target: &&Target| !without.iter().any(|it| Arc::ptr_eq(it, &target.endpoint));
+        self.targets.iter().filter(is_other).any(|target| target.endpoint.is_eligible(now))
     }
 
     fn choose(

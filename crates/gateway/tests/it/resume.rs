@@ -282,3 +282,68 @@ async fn streams_of_a_dead_replica_all_go_on() {
     }
     assert_eq!(world.totals().cut, 0);
 }
+
+/// Whatever ails it has made somebody take it back.
+#[tokio::test]
+async fn nothing_is_carried_on_by_a_version_that_was_taken_back() {
+    let slow = SimConfig { itl: Dist::Constant(ms(20)), ..SimConfig::default() };
+    let mut world = World::of(vec![slow; 3], resumes).await;
+    let [first, second] = [0, 1].map(|i| endpoint(&world.sims[i], i as u8));
+    world.apply(|spec| {
+        let service = &mut spec.services[0];
+        service.versions[0].endpoints.drain(..2);
+        service.versions.push(VersionSpec { name: "v2".to_owned(), endpoints: vec![first, second] });
+        service.rules = vec![backstop_core::table::RuleSpec {
+            header: ("x-gray".to_owned(), "1".to_owned()),
+            version: "v2".to_owned(),
+        }];
+    });
+    world.until_all(backstop_core::health::State::Healthy).await;
+    let mut conn = Conn::open(world.addr).await;
+    conn.send("POST", CHAT, "x-gray: 1\r\n", &hi(true)).await;
+    let mut reply = conn.head().await.unwrap();
+    reply.body = conn.contents(5).await;
+    world.apply(|spec| {
+        spec.services[0].versions.pop();
+        spec.services[0].rules.clear();
+    });
+    world.sims[0].kill().await;
+    conn.body(&mut reply).await;
+    seamless(&reply, &oracle(TOKENS));
+    assert_eq!(world.requests()[1..], [0, 1]);
+}
+
+/// Second tries of a service have one budget, whatever part of an answer they are for.
+#[tokio::test]
+async fn resumes_are_within_the_budget_unless_the_endpoint_is_gone() {
+    for (fault, within) in [(Fault::Stall { after: 5 }, true), (cut(5), false)] {
+        let late = SimConfig { ttft: Dist::Constant(ms(1000)), ..SimConfig::default() };
+        let world = World::of(vec![SimConfig::default(), late], |service| {
+            resumes(service);
+            service.retry.budget = 0.0;
+        })
+        .await;
+        world.sims[0].set_fault(fault);
+        let mut streams = tokio::task::JoinSet::new();
+        for _ in 0..10 {
+            let addr = world.addr;
+            streams.spawn(async move { chat(addr, true).await });
+        }
+        let whole = streams.join_all().await.iter().filter(|reply| reply.is_done()).count();
+        // Three may always.
+        assert!(if within { whole < 10 && whole >= 3 } else { whole == 10 }, "{whole}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_long_to_be_remembered_ends_in_an_error() {
+    const MANY: u64 = 100_000;
+    let long = SimConfig { tokens: MANY, ..SimConfig::default() };
+    let world = World::of(vec![long; 2], resumes).await;
+    world.sims[0].set_fault(cut(MANY - 10));
+    let reply = chat(world.addr, true).await;
+    let last: Value = serde_json::from_str(reply.events().last().unwrap()).unwrap();
+    assert_eq!(last["error"]["code"], "upstream_disconnected");
+    assert!(reply.content().len() > 256 * 1024, "{}", reply.content().len());
+    assert_eq!(world.requests(), [1, 0]);
+}

@@ -192,3 +192,82 @@ async fn everybody_moves() {
     assert_eq!(world.requests()[1..].iter().sum::<usize>(), 50);
     assert_eq!((world.totals().cut, world.totals().failed), (0, 0));
 }
+
+/// As in a rolling upgrade: what orders cost is not what faults may cost.
+#[tokio::test]
+async fn orders_use_up_no_attempts() {
+    let mut world = World::of(vec![slow(); 3], |service| {
+        patient(service);
+        service.resume.attempts = 1;
+    })
+    .await;
+    let stream = flowing(&world, json!({})).await;
+    for (endpoint, asked) in [(0, [1, 1, 0]), (1, [1, 1, 1])] {
+        world.apply(|spec| spec.services[0].versions[0].endpoints[endpoint].duty = Duty::Isolated);
+        until("it has moved", || world.requests() == asked).await;
+    }
+    world.apply(|spec| spec.services[0].versions[0].endpoints[0].duty = Duty::Active);
+    world.until_state(0, State::Healthy).await;
+    until("it flows", || world.endpoint(2).in_flight == 1 && world.endpoint(1).in_flight == 0).await;
+    world.sims[2].kill().await;
+    seamless(&stream.await.unwrap(), &oracle(TOKENS));
+    assert_eq!(world.requests()[0], 2);
+}
+
+#[tokio::test]
+async fn a_move_that_failed_does_not_harm_the_next_resume() {
+    let mut world = world(1).await;
+    world.sims[1].set_fault(Fault::Status { status: 500, retry_after: None, message: None });
+    let stream = flowing(&world, json!({})).await;
+    order(&mut world, Duty::Isolated);
+    until("the other was asked", || world.requests() == [1, 1]).await;
+    world.sims[1].clear_faults();
+    world.sims[0].kill().await;
+    seamless(&stream.await.unwrap(), &oracle(TOKENS));
+    assert_eq!(world.requests()[1], 2);
+}
+
+#[tokio::test]
+async fn a_request_that_has_no_other_attempt_is_answered_where_it_is() {
+    let late = SimConfig { ttft: Dist::Constant(ms(2500)), ..SimConfig::default() };
+    let mut world = World::of(vec![late, SimConfig::default()], |service| {
+        patient(service);
+        service.retry.attempts = 0;
+    })
+    .await;
+    let mut conn = Conn::open(world.addr).await;
+    conn.send("POST", CHAT, "", &hi(false)).await;
+    until("the request arrives", || world.requests() == [1, 0]).await;
+    order(&mut world, Duty::Isolated);
+    let reply = conn.reply().await;
+    assert_eq!((reply.status, reply.content()), (200, oracle(TOKENS)));
+    assert_eq!(world.requests(), [1, 0]);
+}
+
+#[tokio::test]
+async fn requests_move_when_all_endpoints_are_replaced() {
+    let mut world = world(1).await;
+    world.apply(|spec| _ = spec.services[0].versions[0].endpoints.pop());
+    world.sims[0].set_fault(Fault::NoAnswer);
+    let mut conn = Conn::open(world.addr).await;
+    conn.send("POST", CHAT, "", &hi(false)).await;
+    until("the request arrives", || world.requests() == [1, 0]).await;
+    let other = crate::world::endpoint(&world.sims[1], 0);
+    world.apply(|spec| spec.services[0].versions[0].endpoints = vec![other]);
+    let reply = conn.reply().await;
+    assert_eq!((reply.status, reply.content()), (200, oracle(TOKENS)));
+}
+
+#[tokio::test]
+async fn the_table_may_change_while_a_stream_is_carried_on() {
+    let late = SimConfig { ttft: Dist::Constant(ms(2500)), ..SimConfig::default() };
+    let mut world = World::of(vec![slow(), late, SimConfig::default()], patient).await;
+    let stream = flowing(&world, json!({})).await;
+    world.sims[0].kill().await;
+    until("the second is asked", || world.requests()[1] == 1).await;
+    // A reload changes nothing; that the second one is taken out leads to the third.
+    world.apply(|spec| spec.services[0].retry.attempts = 1);
+    world.apply(|spec| spec.services[0].versions[0].endpoints[1].duty = Duty::Isolated);
+    seamless(&stream.await.unwrap(), &oracle(TOKENS));
+    assert_eq!(world.requests(), [1, 1, 1]);
+}

@@ -191,3 +191,48 @@ async fn draining_a_primary_is_a_switch_over() {
     ask_until(&world, Stage::Primary).await;
     assert_eq!(sent(&world, 10).await, [10, 0]);
 }
+
+/// Streams take a while to prove anything, and until then a breaker that has been open lets nobody else through.
+#[tokio::test]
+async fn a_return_is_not_undone_by_its_first_request() {
+    let slow = SimConfig { itl: Dist::Constant(ms(20)), ..SimConfig::default() };
+    let world = World::of(vec![slow.clone(), slow], |service| {
+        watched(service);
+        service.breaker = backstop_core::table::BreakerSpec { failures: 1, open: ms(10_000) };
+    })
+    .await;
+    world.sims[0].kill().await;
+    assert_eq!(chat(world.addr, true).await.status, 200);
+    assert!(world.endpoint(0).breaker_open);
+    until_stage(&world, Stage::Standby).await;
+    world.sims[0].restart().await.unwrap();
+    let mut streams = tokio::task::JoinSet::new();
+    while stage(&world) != Stage::Primary {
+        let addr = world.addr;
+        streams.spawn(async move { chat(addr, true).await.status });
+        tokio::time::sleep(ms(20)).await;
+    }
+    assert!(streams.join_all().await.iter().all(|status| *status == 200));
+    let all = [(Stage::Standby, 0.0), (Stage::Returning, 0.5), (Stage::Primary, 1.0)];
+    assert_eq!(moves(&world), all);
+}
+
+/// What a standby that was taken away had is forgotten with it.
+#[tokio::test]
+async fn another_standby_begins_without_work() {
+    let mut world = World::start(2, |service| {
+        watched(service);
+        service.failover.failback = Failback::Manual;
+    })
+    .await;
+    world.sims[0].set_fault(Fault::Health { status: 503 });
+    until_stage(&world, Stage::Standby).await;
+    world.sims[0].clear_faults();
+    world.until_state(0, State::Healthy).await;
+    let standby = crate::world::endpoint(&world.sims[1], 1);
+    world.apply(|spec| _ = spec.services[0].versions[0].endpoints.pop());
+    assert_eq!(sent(&world, 5).await, [5, 0]);
+    world.apply(|spec| spec.services[0].versions[0].endpoints.push(standby));
+    world.until_state(1, State::Healthy).await;
+    assert_eq!(sent(&world, 5).await, [5, 0]);
+}
