@@ -22,8 +22,8 @@ use crate::oracle::{Breach, Ending, StreamJudge, Transport, judge_chat, judge_em
 
 /// How long a client waits for the head of an answer: longer than Backstop's own limit for the whole request.
 const PATIENCE: Duration = Duration::from_secs(65);
-/// How long a client waits for the next piece of a stream: far longer than Backstop's own limit.
-const GAP: Duration = Duration::from_secs(20);
+/// How long a client waits for the next piece of a stream: as long, since another replica may have to say all of it again.
+const GAP: Duration = PATIENCE;
 
 /// How requests ended.
 #[derive(Debug, Clone, Copy, Default, Serialize)]

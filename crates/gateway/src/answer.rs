@@ -253,7 +253,7 @@ async fn fall_back(
             (service, routed.shorter(body, *most), format!("max_tokens={most}"))
         }
         FallbackStep::Cached => {
-            return routed.cache.as_ref()?.any(&key?).map(Fallen::Cached);
+            return routed.cache.as_ref()?.any(&key?).await.map(Fallen::Cached);
         }
         FallbackStep::Static(text) => {
             let id = record.request_id.to_str().unwrap_or("static");

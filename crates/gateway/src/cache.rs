@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,10 +32,48 @@ const WISH: &str = "x-backstop-cache";
 /// What was asked, of whom, and by whom.
 pub(crate) type Key = [u8; 32];
 
+/// Where answers are.
+trait Store: Send + Sync {
+    /// An answer, also an old one.
+    fn get<'a>(&'a self, key: &'a Key) -> Getting<'a>;
+
+    /// Called as answers end: it must not block.
+    fn put(&self, key: Key, kept: Arc<Kept>);
+}
+
+type Getting<'a> = Pin<Box<dyn Future<Output = Option<Arc<Kept>>> + Send + 'a>>;
+
+/// Answers in this process.
+struct Memory(moka::sync::Cache<Key, Arc<Kept>>);
+
+impl Memory {
+    fn new(spec: CacheSpec) -> Self {
+        let weigh = |_: &Key, kept: &Arc<Kept>| {
+            u32::try_from(kept.body.len()).unwrap_or(u32::MAX).saturating_add(OVERHEAD)
+        };
+        let kept = moka::sync::Cache::builder()
+            .max_capacity(spec.max_bytes)
+            .weigher(weigh)
+            .time_to_live(spec.ttl + STALE)
+            .build();
+        Self(kept)
+    }
+}
+
+impl Store for Memory {
+    fn get<'a>(&'a self, key: &'a Key) -> Getting<'a> {
+        Box::pin(std::future::ready(self.0.get(key)))
+    }
+
+    fn put(&self, key: Key, kept: Arc<Kept>) {
+        self.0.insert(key, kept);
+    }
+}
+
 /// The answers of one service.
 pub(crate) struct Cache {
     pub(crate) spec: CacheSpec,
-    kept: moka::sync::Cache<Key, Arc<Kept>>,
+    kept: Box<dyn Store>,
     /// Told when the one who asks has its answer, or will not have one.
     under_way: Mutex<HashMap<Key, watch::Receiver<()>>>,
 }
@@ -73,15 +112,7 @@ pub(crate) struct Tee {
 
 impl Cache {
     pub(crate) fn new(spec: CacheSpec) -> Self {
-        let weigh = |_: &Key, kept: &Arc<Kept>| {
-            u32::try_from(kept.body.len()).unwrap_or(u32::MAX).saturating_add(OVERHEAD)
-        };
-        let kept = moka::sync::Cache::builder()
-            .max_capacity(spec.max_bytes)
-            .weigher(weigh)
-            .time_to_live(spec.ttl + STALE)
-            .build();
-        Self { spec, kept, under_way: Mutex::default() }
+        Self { spec, kept: Box::new(Memory::new(spec)), under_way: Mutex::default() }
     }
 
     /// What `routed` asks, if answers to it may be kept.
@@ -109,7 +140,7 @@ impl Cache {
 
     /// Looks for an answer, and waits for one that is under way until `deadline`.
     pub(crate) async fn look(self: &Arc<Self>, key: Key, version: HeaderValue, deadline: Instant) -> Look {
-        if let Some(kept) = self.fresh(&key) {
+        if let Some(kept) = self.fresh(&key).await {
             return Look::Hit(kept);
         }
         let mut other = match self.lock().entry(key) {
@@ -122,16 +153,16 @@ impl Cache {
         };
         // An error says that the sender is gone, which is what is waited for.
         let _ = tokio::time::timeout_at(deadline.into(), other.changed()).await;
-        self.fresh(&key).map_or(Look::Alone, Look::Hit)
+        self.fresh(&key).await.map_or(Look::Alone, Look::Hit)
     }
 
-    fn fresh(&self, key: &Key) -> Option<Arc<Kept>> {
-        self.kept.get(key).filter(|kept| kept.age() < self.spec.ttl)
+    async fn fresh(&self, key: &Key) -> Option<Arc<Kept>> {
+        self.any(key).await.filter(|kept| kept.age() < self.spec.ttl)
     }
 
     /// An answer, even an old one.
-    pub(crate) fn any(&self, key: &Key) -> Option<Arc<Kept>> {
-        self.kept.get(key)
+    pub(crate) async fn any(&self, key: &Key) -> Option<Arc<Kept>> {
+        self.kept.get(key).await
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, watch::Receiver<()>>> {
@@ -150,7 +181,7 @@ impl Keeper {
         if body.len() <= MAX_KEPT {
             let content_type = content_type.cloned().unwrap_or(HeaderValue::from_static("application/json"));
             let kept = Kept { body, content_type, version: self.version.clone(), at: clock::now() };
-            self.cache.kept.insert(self.key, Arc::new(kept));
+            self.cache.kept.put(self.key, Arc::new(kept));
         }
     }
 

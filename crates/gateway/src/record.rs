@@ -16,6 +16,7 @@ use crate::identity::Client;
 use crate::load::Active;
 use crate::metrics::{ByCode, Ended, VersionMetrics};
 use crate::rate::Taken;
+use crate::request::detached;
 use crate::resume::Rest;
 use crate::table::{Service, Version};
 use crate::{Shared, clock};
@@ -360,7 +361,7 @@ fn request_id(head: &Parts) -> HeaderValue {
         .headers
         .get(REQUEST_ID)
         .filter(|id| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic));
-    given.cloned().unwrap_or_else(|| {
+    given.map(detached).unwrap_or_else(|| {
         let id = format!("{:032x}", rand::random::<u128>());
         HeaderValue::from_maybe_shared(bytes::Bytes::from(id)).unwrap_or(HeaderValue::from_static("none"))
     })

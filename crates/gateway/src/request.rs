@@ -36,6 +36,9 @@ const SERVICE: &str = "x-backstop-service";
 /// What a client calls its session.
 const SESSION: &str = "x-session-id";
 
+/// Bodies up to this length, in bytes, may lie in a buffer with other things.
+const SHARED_BODY: usize = 64 * 1024;
+
 /// A request that is understood and assigned. The assignment stays for all its attempts.
 #[derive(Clone)]
 pub(crate) struct Routed {
@@ -97,11 +100,33 @@ impl Routed {
         }
     }
 
+    /// The same in memory of its own: what was read into one buffer with the head, a few values even, would keep all of
+    /// that buffer for as long as a stream lasts.
+    pub(crate) fn detached(mut self) -> Self {
+        if let Ok(copy) = PathAndQuery::try_from(self.path_and_query.as_str()) {
+            self.path_and_query = copy;
+        }
+        for value in self.headers.values_mut() {
+            *value = detached(value);
+        }
+        if self.body.len() <= SHARED_BODY {
+            self.body = Bytes::copy_from_slice(&self.body);
+        }
+        self
+    }
+
     /// The same request with another body of JSON.
     pub(crate) fn with_body(&self, body: Bytes) -> Self {
         let model_span = peek(&body).ok().map(|peek| peek.model_span);
         Self { body, model_span, ..self.clone() }
     }
+}
+
+/// The same value in memory of its own.
+pub(crate) fn detached(value: &HeaderValue) -> HeaderValue {
+    let mut copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+    copy.set_sensitive(value.is_sensitive());
+    copy
 }
 
 /// Serves one request.

@@ -19,6 +19,7 @@ use crate::attempt::{self, Won};
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::failover::{self, Choice, Past};
 use crate::fault::Fault;
+use crate::load::RetryPermit;
 use crate::request::Routed;
 use crate::stream::{Step, StreamReader};
 use crate::table::{Service, Version};
@@ -28,6 +29,9 @@ use crate::{Shared, clock};
 const MOST_MOVES: u32 = 16;
 /// How long a stream that nobody could take over stays where it is.
 const STAYS: Duration = Duration::from_secs(30);
+
+/// How often a stream that waits for its turn looks whether it has come.
+const TURN: Duration = Duration::from_millis(20);
 
 /// Whether the client has to wait.
 #[derive(Clone, Copy)]
@@ -94,9 +98,13 @@ impl Resumption {
     /// `None` if streams of this request are not carried on.
     pub(crate) fn new(routed: Routed, past: Past, request_id: HeaderValue) -> Option<Self> {
         let left = routed.resume.attempts;
+        if left == 0 {
+            return None;
+        }
         let service = Arc::clone(&routed.service);
+        let routed = routed.detached();
         let (moves, stays_until, last) = (MOST_MOVES, None, None);
-        (left > 0).then_some(Self { routed, past, request_id, left, moves, stays_until, last, service })
+        Some(Self { routed, past, request_id, left, moves, stays_until, last, service })
     }
 
     /// Where the stream was carried on last: characters and tokens that the client had by then.
@@ -186,6 +194,7 @@ impl Resumption {
         let mut is_free = cause.endpoint_is_gone();
         let cause = cause.code();
         while self.left > 0 && clock::now() < self.routed.total.deadline {
+            let _budget = if is_free { None } else { Some(self.turn().await?) };
             // As it is now: a stream never goes on in a version that has been taken back meanwhile.
             let table = shared.table.load_full();
             let across = Arc::clone(&self.routed.resume);
@@ -195,8 +204,6 @@ impl Resumption {
             };
             let Choice { service, version, lease } = next?;
             let endpoint = Arc::clone(lease.endpoint());
-            let _budget =
-                if is_free { None } else { Some(self.routed.load.retry(self.routed.retry.budget)?) };
             let Some(mut permit) = self.place_in(service) else {
                 lease.finish(Outcome::Neutral);
                 self.past.failed(endpoint, &Fault::NoEndpoint);
@@ -249,6 +256,19 @@ impl Resumption {
             self.past.add(endpoint, fault);
         }
         None
+    }
+
+    /// Leave for a second try. A stream waits for it, since there is nothing to fall back to; `None` if its time is over.
+    async fn turn(&self) -> Option<RetryPermit> {
+        loop {
+            if let Some(permit) = self.routed.load.retry(self.routed.retry.budget) {
+                return Some(permit);
+            }
+            if clock::now() >= self.routed.total.deadline {
+                return None;
+            }
+            tokio::time::sleep(TURN).await;
+        }
     }
 
     /// A place in `service`, if the stream needs one there; `None` if there is none free: a stream does not wait.

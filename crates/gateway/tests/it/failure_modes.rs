@@ -4,11 +4,13 @@
 use std::fmt::Write as _;
 
 use backstop_core::health::State;
-use backstop_core::table::{Across, FallbackSpec, FallbackStep, ResumeMode, ResumeSpec, ServiceSpec, When};
+use backstop_core::table::{
+    Across, Duty, FallbackSpec, FallbackStep, ResumeMode, ResumeSpec, ServiceSpec, When,
+};
 use backstop_engine_sim::{Cut, Dist, Fault, PolicyCode, SimConfig};
 use serde_json::Value;
 
-use crate::client::{End, Reply, chat, until};
+use crate::client::{CHAT, Conn, End, Reply, chat, hi, until};
 use crate::world::{TOKENS, World, ms, oracle, service};
 
 /// Which of the two forms of an answer a fault concerns.
@@ -127,25 +129,29 @@ async fn observe(scenario: &Scenario, left: Left, stream: bool) -> String {
     let reply = chat(world.addr, stream).await;
     let case = format!("{} ({})", scenario.what, if stream { "stream" } else { "plain" });
     let seen = client_view(&reply, stream, &case);
+    account(&world, &seen, &case).await
+}
+
+/// What the engines were asked, and what was recorded.
+async fn account(world: &World, seen: &str, case: &str) -> String {
     until("the accounts are settled", || {
         let totals = world.totals();
-        totals.answered + totals.failed + totals.cut == 1
+        totals.answered + totals.failed + totals.cut + totals.cancelled == 1
     })
     .await;
     let totals = world.totals();
-    let recorded = if totals.answered == 1 {
-        "answered"
-    } else if totals.cut == 1 {
-        "cut"
-    } else {
-        "failed"
+    let recorded = match (totals.answered, totals.cut, totals.cancelled) {
+        (1, ..) => "answered",
+        (_, 1, _) => "cut",
+        (.., 1) => "cancelled",
+        _ => "failed",
     };
     let asked: Vec<String> = world.requests().iter().map(usize::to_string).collect();
     assert!(world.requests().iter().sum::<usize>() <= 6, "{case}: attempts are bounded: {asked:?}");
-    assert!(
-        world.endpoints().iter().all(|endpoint| endpoint.in_flight == 0),
-        "{case}: nothing is left in flight"
-    );
+    until(&format!("{case}: nothing is left in flight"), || {
+        world.endpoints().iter().all(|endpoint| endpoint.in_flight == 0)
+    })
+    .await;
     format!("{seen}; asked {}; {recorded}", asked.join("+"))
 }
 
@@ -196,6 +202,105 @@ fn whole(text: &str, finish: &str, case: &str) -> String {
     }
     assert_eq!((text, finish), (oracle(TOKENS).as_str(), "stop"), "{case}: looks whole");
     "the whole answer".to_owned()
+}
+
+/// What happens to a stream of the first of three engines besides.
+#[derive(Clone, Copy, PartialEq)]
+enum Turn {
+    /// These engines have these faults from the start.
+    Faults(&'static str, &'static [(usize, Fault)]),
+    Order(&'static str, Duty),
+    Removed,
+    FoundDead,
+    AllDead,
+    /// The client goes, after so many pieces.
+    Left(&'static str, usize),
+}
+
+const CUT: Fault = Fault::Cut { after: 10, how: Cut::Rst, mid_event: false };
+
+const TURNS: [Turn; 12] = [
+    Turn::Faults("the spare breaks off too", &[(0, CUT), (1, CUT)]),
+    Turn::Faults("one after the other breaks off", &[(0, CUT), (1, CUT), (2, CUT)]),
+    Turn::Faults(
+        "the spare does not continue what others have begun",
+        &[(0, CUT), (1, Fault::PrefillRejected)],
+    ),
+    Turn::Faults("the spare takes the rest and says nothing", &[(0, CUT), (1, Fault::NoAnswer)]),
+    Turn::Faults(
+        "it stalls, and the spare closes the connection",
+        &[(0, Fault::Stall { after: 10 }), (1, Fault::Hangup { how: Cut::Fin })],
+    ),
+    Turn::Order("an operator drains it, and `failover.drain` passes", Duty::Draining),
+    Turn::Order("an operator isolates it", Duty::Isolated),
+    Turn::Removed,
+    Turn::FoundDead,
+    Turn::AllDead,
+    Turn::Left("the client leaves before the first token", 0),
+    Turn::Left("the client leaves in the middle", 5),
+];
+
+impl Turn {
+    fn what(self) -> &'static str {
+        match self {
+            Self::Faults(what, _) | Self::Order(what, _) | Self::Left(what, _) => what,
+            Self::Removed => "it is removed, and `failover.drain` passes",
+            Self::FoundDead => "it falls silent, and fails its health checks",
+            Self::AllDead => "all engines are dead",
+        }
+    }
+}
+
+async fn take(turn: Turn) -> String {
+    let config = SimConfig { itl: Dist::Constant(ms(40)), ..SimConfig::default() };
+    let mut world = World::of(vec![config; 3], |service| {
+        patient(service);
+        service.timeouts.total = ms(20_000);
+        service.failover.drain = ms(50);
+        if turn == Turn::FoundDead {
+            service.timeouts.inter_token = ms(15_000);
+            (service.health.interval, service.health.down) = (ms(30), 1);
+        }
+    })
+    .await;
+    let case = turn.what();
+    match turn {
+        Turn::Faults(_, faults) => {
+            faults.iter().for_each(|(sim, fault)| world.sims[*sim].set_fault(fault.clone()));
+        }
+        Turn::FoundDead => world.sims[0].set_fault(Fault::Stall { after: 10 }),
+        Turn::Left(_, 0) => world.sims[0].set_fault(Fault::NoAnswer),
+        Turn::AllDead => {
+            for sim in &world.sims {
+                sim.kill().await;
+            }
+        }
+        _ => {}
+    }
+    let mut conn = Conn::open(world.addr).await;
+    conn.send("POST", CHAT, "", &hi(true)).await;
+    if let Turn::Left(_, pieces) = turn {
+        until("it is asked", || world.requests()[0] == 1).await;
+        if pieces > 0 {
+            conn.head().await.unwrap();
+            conn.contents(pieces).await;
+        }
+        drop(conn);
+        return account(&world, "–", case).await;
+    }
+    let mut reply = conn.head().await.unwrap();
+    if reply.status == 200 {
+        reply.body = conn.contents(2).await;
+    }
+    match turn {
+        Turn::Order(_, duty) => world.apply(|spec| spec.services[0].versions[0].endpoints[0].duty = duty),
+        Turn::Removed => world.apply(|spec| _ = spec.services[0].versions[0].endpoints.remove(0)),
+        Turn::FoundDead => world.sims[0].set_fault(Fault::Health { status: 503 }),
+        _ => {}
+    }
+    conn.body(&mut reply).await;
+    let seen = client_view(&reply, true, case);
+    account(&world, &seen, case).await
 }
 
 const HEAD: &str = "\
@@ -252,6 +357,16 @@ async fn the_contract_is_as_documented() {
             }
         }
         page.push('\n');
+    }
+    page += "## Streams, with two spares\n\n| What happens | what becomes of it |\n|---|---|\n";
+    let mut turns = tokio::task::JoinSet::new();
+    for (row, turn) in TURNS.into_iter().enumerate() {
+        turns.spawn(async move { (row, turn.what(), take(turn).await) });
+    }
+    let mut turns = turns.join_all().await;
+    turns.sort_unstable();
+    for (_, what, seen) in turns {
+        let _ = writeln!(page, "| {what} | {seen} |");
     }
     let page = page.trim_end().to_owned() + "\n";
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/failure-modes.md");

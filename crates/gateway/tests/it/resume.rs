@@ -329,9 +329,16 @@ async fn resumes_are_within_the_budget_unless_the_endpoint_is_gone() {
             let addr = world.addr;
             streams.spawn(async move { chat(addr, true).await });
         }
-        let whole = streams.join_all().await.iter().filter(|reply| reply.is_done()).count();
-        // Three may always.
-        assert!(if within { (3..10).contains(&whole) } else { whole == 10 }, "{whole}");
+        let mut most = 0;
+        while !streams.is_empty() {
+            most = most.max(world.endpoint(1).in_flight);
+            if let Some(reply) = streams.try_join_next() {
+                seamless(&reply.unwrap(), &oracle(TOKENS));
+            }
+            tokio::time::sleep(ms(2)).await;
+        }
+        // Three may always, besides those whose rest has begun; the others wait for their turn.
+        assert!(if within { most <= 6 } else { most > 6 }, "{most} at a time");
     }
 }
 
