@@ -200,6 +200,9 @@ somewhere to go: every failure is Backstop's.
 Clients ask for streams, chats and embeddings of 1 to 450 tokens, on new and on kept connections, with and without
 pauses; one in twenty leaves early. What an SDK would take for a complete answer must be the complete text.
 
+Half of the replicas may be silent at once, which is more than the usual budget of second tries could make good:
+`retry.budget` is 100 %.
+
 Backstop takes twice as many requests at a time as there are clients (`admission`) and lets none wait, so places that
 were lost would soon make it refuse all.
 

@@ -99,7 +99,7 @@ services:
         endpoints:
 {}    balance: {balance}
     admission: {{ limit: {places}, queue: 0 }}
-    retry: {{ attempts: {attempts}, backoff: {backoff_ms}ms }}
+    retry: {{ attempts: {attempts}, backoff: {backoff_ms}ms, budget: 100% }}
     resume: {{ attempts: {RESUMES}, modes: [{resume_mode}] }}
     timeouts: {{ connect: 1s, first_token: {first_token_ms}ms, inter_token: {inter_token_ms}ms, response: {response_ms}ms, total: 60s }}
     breaker: {{ failures: 5, open: 5s }}
