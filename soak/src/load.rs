@@ -21,7 +21,7 @@ use crate::ask::{Ask, Kind, Leave};
 use crate::oracle::{Breach, Ending, StreamJudge, Transport, judge_chat, judge_embedding};
 
 /// How long a client waits for the head of an answer: longer than Backstop's own limit for the whole request.
-const PATIENCE: Duration = Duration::from_secs(65);
+const PATIENCE: Duration = Duration::from_secs(305);
 /// How long a client waits for the next piece of a stream: as long, since another replica may have to say all of it again.
 const GAP: Duration = PATIENCE;
 

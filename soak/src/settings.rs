@@ -101,7 +101,7 @@ services:
     admission: {{ limit: {places}, queue: 0 }}
     retry: {{ attempts: {attempts}, backoff: {backoff_ms}ms, budget: 100% }}
     resume: {{ attempts: {RESUMES}, modes: [{resume_mode}] }}
-    timeouts: {{ connect: 1s, first_token: {first_token_ms}ms, inter_token: {inter_token_ms}ms, response: {response_ms}ms, total: 60s }}
+    timeouts: {{ connect: 1s, first_token: {first_token_ms}ms, inter_token: {inter_token_ms}ms, response: {response_ms}ms, total: 300s }}
     breaker: {{ failures: 5, open: 5s }}
     outlier: {{ interval: 5s, ejection: 10s }}
     failover: {{ drain: 2s }}
@@ -175,10 +175,10 @@ impl Mistake {
             Self::Nothing => String::new(),
             // In the middle of the first endpoint: what is left is no valid file by chance.
             Self::Half => yaml.split("engine").next().unwrap_or_default().to_owned(),
-            Self::Syntax => with(" total: 60s }", " total: 60s"),
+            Self::Syntax => with(" total: 300s }", " total: 300s"),
             Self::UnknownKey => with("    retry:", "    retries:"),
             Self::WrongType => with("attempts: ", "attempts: many"),
-            Self::WrongUnit => with("total: 60s", "total: 60"),
+            Self::WrongUnit => with("total: 300s", "total: 300"),
             Self::SameTwice => {
                 let first = yaml.lines().find(|line| line.contains("url:")).unwrap_or_default();
                 with(first, &format!("{first}\n{first}"))

@@ -524,7 +524,8 @@ pub(crate) struct Retry {
     /// Mean pause before an endpoint is tried again; doubles each time, with jitter.
     #[schemars(extend("x-min" = "0s", "x-max" = "1h"))]
     pub(crate) backoff: Span,
-    /// Largest share of the requests in flight that may be retries, fallbacks or resumes; three always may. Replacing
+    /// Largest share of the requests in flight that may be retries, fallbacks or resumes at a time; three always may, and
+    /// further ones wait for their turn, except after 429 and 503. Replacing
     /// an attempt whose endpoint is gone does not count.
     pub(crate) budget: Percent,
     /// An endpoint's `Retry-After` is waited for if it is no longer than this and nothing but another version or

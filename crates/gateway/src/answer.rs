@@ -1,6 +1,7 @@
 //! From a request that is understood to its answer: attempts, then what the service falls back to.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use backstop_core::admission::Latency;
 use backstop_core::breaker::Outcome;
@@ -15,6 +16,7 @@ use crate::endpoint::Lease;
 use crate::entry::{self, Stop};
 use crate::failover::{self, Choice, Past};
 use crate::fault::Fault;
+use crate::load::RetryPermit;
 use crate::rate;
 use crate::record::{REQUEST_ID, Record};
 use crate::relay::Relay;
@@ -175,6 +177,15 @@ impl Unanswered {
     }
 }
 
+/// Leave for a second try. It is waited for, but not while there is too much to do anyway: then what the service falls
+/// back to, or the error, had better come at once.
+async fn second_try(shared: &Shared, routed: &Routed, past: &Past) -> Option<RetryPermit> {
+    let is_overload = past.last.as_ref().is_some_and(Fault::is_overload);
+    let patience = if is_overload { Duration::ZERO } else { routed.timeouts.queue };
+    let deadline = (clock::now() + patience).min(routed.total.deadline);
+    shared.unless_closing(routed.load.turn(routed.retry.budget, deadline)).await.flatten()
+}
+
 /// Attempts until one can be committed to, or nothing more can be done.
 async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Result<Answered, Unanswered> {
     let mut past = Past::default();
@@ -182,16 +193,16 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
     // Replacing an attempt whose endpoint is gone costs no budget, and the first replaces none.
     let mut is_free = true;
     loop {
+        let permit = if is_free { None } else { second_try(shared, routed, &past).await };
+        if !is_free && permit.is_none() {
+            return Err(Unanswered::Fault(past.last.unwrap_or(Fault::NoEndpoint)));
+        }
         // Each attempt looks at the table as it is now: a version may be gone since the last one.
         let table = failover::current_table(shared, routed).await;
         let next = failover::next(&table, routed, &mut past, ACROSS);
         let Some(Choice { version, lease, .. }) = shared.unless_closing(next).await.flatten() else {
             return Err(Unanswered::Fault(past.last.unwrap_or(Fault::NoEndpoint)));
         };
-        let permit = if is_free { None } else { routed.load.retry(routed.retry.budget) };
-        if !is_free && permit.is_none() {
-            return Err(Unanswered::Fault(past.last.unwrap_or(Fault::NoEndpoint)));
-        }
         let endpoint = Arc::clone(lease.endpoint());
         record.attempt(version, &endpoint.id.url);
         made += 1;

@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
+use crate::clock;
+
+/// How often who waits for a turn looks whether it has come.
+const TURN: Duration = Duration::from_millis(20);
 /// So many second tries may always be under way.
 const LEAST: u32 = 3;
 
@@ -33,6 +38,17 @@ impl ServiceLoad {
         let permit = RetryPermit(Arc::clone(self));
         let before = self.retrying.fetch_add(1, Relaxed);
         (f64::from(before) < most).then_some(permit)
+    }
+
+    /// The same, and waits for it until `deadline`.
+    pub(crate) async fn turn(self: &Arc<Self>, budget: f64, deadline: Instant) -> Option<RetryPermit> {
+        loop {
+            let permit = self.retry(budget);
+            if permit.is_some() || clock::now() >= deadline {
+                return permit;
+            }
+            tokio::time::sleep(TURN).await;
+        }
     }
 }
 

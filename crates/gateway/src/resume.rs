@@ -19,7 +19,6 @@ use crate::attempt::{self, Won};
 use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::failover::{self, Choice, Past};
 use crate::fault::Fault;
-use crate::load::RetryPermit;
 use crate::request::Routed;
 use crate::stream::{Step, StreamReader};
 use crate::table::{Service, Version};
@@ -29,9 +28,6 @@ use crate::{Shared, clock};
 const MOST_MOVES: u32 = 16;
 /// How long a stream that nobody could take over stays where it is.
 const STAYS: Duration = Duration::from_secs(30);
-
-/// How often a stream that waits for its turn looks whether it has come.
-const TURN: Duration = Duration::from_millis(20);
 
 /// Whether the client has to wait.
 #[derive(Clone, Copy)]
@@ -194,7 +190,9 @@ impl Resumption {
         let mut is_free = cause.endpoint_is_gone();
         let cause = cause.code();
         while self.left > 0 && clock::now() < self.routed.total.deadline {
-            let _budget = if is_free { None } else { Some(self.turn().await?) };
+            // There is nothing to fall back to, so it waits for its turn.
+            let turn = self.routed.load.turn(self.routed.retry.budget, self.routed.total.deadline);
+            let _budget = if is_free { None } else { Some(turn.await?) };
             // As it is now: a stream never goes on in a version that has been taken back meanwhile.
             let table = shared.table.load_full();
             let across = Arc::clone(&self.routed.resume);
@@ -256,19 +254,6 @@ impl Resumption {
             self.past.add(endpoint, fault);
         }
         None
-    }
-
-    /// Leave for a second try. A stream waits for it, since there is nothing to fall back to; `None` if its time is over.
-    async fn turn(&self) -> Option<RetryPermit> {
-        loop {
-            if let Some(permit) = self.routed.load.retry(self.routed.retry.budget) {
-                return Some(permit);
-            }
-            if clock::now() >= self.routed.total.deadline {
-                return None;
-            }
-            tokio::time::sleep(TURN).await;
-        }
     }
 
     /// A place in `service`, if the stream needs one there; `None` if there is none free: a stream does not wait.

@@ -171,10 +171,11 @@ async fn a_short_pause_is_waited_for_rather_than_answered_by_another_model() {
     assert_eq!(world.requests(), [2, 0]);
 }
 
-/// Three second tries may be made at a time, however few the requests.
+/// Three second tries may be made at a time, however few the requests. Others wait for them, but not for ever.
 #[tokio::test]
 async fn second_tries_are_limited_together() {
     let world = World::of(vec![SimConfig::default(); 2], |service| {
+        service.timeouts.queue = ms(200);
         service.retry = RetrySpec { attempts: 1, budget: 0.0, backoff: ms(2), retry_after_max: ms(5000) };
     })
     .await;
@@ -190,6 +191,42 @@ async fn second_tries_are_limited_together() {
     let replies = asked.join_all().await;
     let refused = replies.iter().filter(|reply| matches!(reply, Ok(500))).count();
     assert_eq!((refused, world.requests()[1]), (7, 3), "{replies:?}");
+}
+
+#[tokio::test]
+async fn second_tries_wait_for_their_turn() {
+    let late = SimConfig { ttft: backstop_engine_sim::Dist::Constant(ms(200)), ..SimConfig::default() };
+    let world = World::of(vec![SimConfig::default(), late], |service| {
+        service.retry = RetrySpec { attempts: 1, budget: 0.0, backoff: ms(2), retry_after_max: ms(5000) };
+    })
+    .await;
+    world.sims[0].set_fault(status(500, None));
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..12 {
+        let addr = world.addr;
+        asked.spawn(async move { chat(addr, false).await.status });
+    }
+    let mut most = 0;
+    while !asked.is_empty() {
+        most = most.max(world.endpoint(1).in_flight);
+        if let Some(status) = asked.try_join_next() {
+            assert_eq!(status.unwrap(), 200);
+        }
+        tokio::time::sleep(ms(2)).await;
+    }
+    assert_eq!(most, 3);
+    // Not while there is too much to do anyway.
+    world.sims[0].set_fault(status(503, None));
+    world.sims[1].set_fault(Fault::NoAnswer);
+    let refused = async {
+        let mut asked = tokio::task::JoinSet::new();
+        for _ in 0..6 {
+            let addr = world.addr;
+            asked.spawn(async move { chat(addr, false).await.status });
+        }
+        assert_eq!(asked.join_next().await.unwrap().unwrap(), 503);
+    };
+    crate::client::soon("at once", refused).await;
 }
 
 /// However many must be replaced: an endpoint that is gone is no reason to fail.
