@@ -122,11 +122,15 @@ def test_killed_between_requests(client, gateway, llama_pair, expected):
     eventually(served_again, 30, "the restarted server serves again")
 
 
+KILLS = int(os.environ.get("KILLS", "4"))
+
+
+@pytest.mark.timeout(60 + 30 * KILLS)
 def test_killed_in_the_middle_of_a_stream(client, connect, gateway, llama_pair, record_property):
     """The client gets one complete answer: what it had, and then exactly what the other server says to that."""
     rng = random.Random(20261122)
     gaps = []
-    for cut in [rng.randrange(5, 290) for _ in range(int(os.environ.get("KILLS", "4")))]:
+    for cut in [rng.randrange(5, 290) for _ in range(KILLS)]:
         began = len(gateway.said())
         stream = client.chat.completions.create(
             model="chat",
