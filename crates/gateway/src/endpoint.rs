@@ -272,6 +272,11 @@ impl Endpoint {
         }
     }
 
+    /// Checks have found it well again since then: it may be another process.
+    pub(crate) fn has_recovered_since(&self, then: Instant) -> bool {
+        self.recovered_at.load(Relaxed) > clock::nanos(then)
+    }
+
     /// It does not take an answer's beginning: no need to ask again until it is started anew.
     pub(crate) fn refuses_prefill(&self) {
         self.no_prefill.store(true, Relaxed);

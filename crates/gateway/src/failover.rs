@@ -22,6 +22,8 @@ pub(crate) struct Past {
     /// Endpoints that have failed, and those of them that may not be asked again.
     tried: Vec<Arc<Endpoint>>,
     hopeless: Vec<Arc<Endpoint>>,
+    /// When they failed.
+    failed: Vec<(Arc<Endpoint>, Instant)>,
     pauses: u32,
     pub(crate) last: Option<Fault>,
 }
@@ -55,8 +57,21 @@ impl Past {
         }
     }
 
+    /// Endpoints that have been found well again since they failed are as good as any: streams last long enough for that.
+    fn forgive(&mut self) {
+        let failed = std::mem::take(&mut self.failed);
+        let (well, still): (Vec<_>, Vec<_>) =
+            failed.into_iter().partition(|(endpoint, at)| endpoint.has_recovered_since(*at));
+        self.failed = still;
+        let is_well = |it: &Arc<Endpoint>| well.iter().any(|(endpoint, _)| Arc::ptr_eq(it, endpoint));
+        self.tried.retain(|it| !is_well(it));
+        self.hopeless.retain(|it| !is_well(it));
+    }
+
     /// The same if the fault is kept elsewhere.
     pub(crate) fn failed(&mut self, endpoint: Arc<Endpoint>, fault: &Fault) {
+        self.failed.retain(|(other, _)| !Arc::ptr_eq(other, &endpoint));
+        self.failed.push((Arc::clone(&endpoint), clock::now()));
         if !fault.may_pass() {
             self.hopeless.push(Arc::clone(&endpoint));
         }
@@ -97,6 +112,7 @@ pub(crate) async fn next<'t>(
     past: &mut Past,
     across: &[Across],
 ) -> Option<Choice<'t>> {
+    past.forgive();
     let candidates = candidates(table, routed, across);
     let (first, others) = candidates.split_first()?;
     if let Some(choice) = untried(*first, routed, past) {
@@ -122,6 +138,7 @@ pub(crate) fn next_untried<'t>(
     past: &mut Past,
     across: &[Across],
 ) -> Option<Choice<'t>> {
+    past.forgive();
     candidates(table, routed, across).into_iter().find_map(|candidate| untried(candidate, routed, past))
 }
 

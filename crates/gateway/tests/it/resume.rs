@@ -354,3 +354,25 @@ async fn what_is_too_long_to_be_remembered_ends_in_an_error() {
     assert!(reply.content().len() > 256 * 1024, "{}", reply.content().len());
     assert_eq!(world.requests(), [1, 0]);
 }
+
+/// A stream may outlive the trouble of more than one engine.
+#[tokio::test]
+async fn an_engine_that_is_well_again_is_no_longer_avoided() {
+    let slow = SimConfig { itl: Dist::Constant(ms(30)), ..SimConfig::default() };
+    let world = World::of(vec![slow; 2], |service| {
+        resumes(service);
+        (service.health.interval, service.health.down) = (ms(20), 1);
+    })
+    .await;
+    world.sims[0].set_fault(Fault::Stall { after: 10 });
+    let addr = world.addr;
+    let stream = tokio::spawn(async move { chat(addr, true).await });
+    until("the other one goes on", || world.requests() == [1, 1]).await;
+    world.sims[0].set_fault(Fault::Health { status: 503 });
+    world.until_state(0, backstop_core::health::State::Unhealthy).await;
+    world.sims[0].clear_faults();
+    world.until_state(0, backstop_core::health::State::Healthy).await;
+    world.sims[1].kill().await;
+    seamless(&stream.await.unwrap(), &oracle(TOKENS));
+    assert_eq!(world.requests()[0], 2);
+}
