@@ -10,7 +10,7 @@ use crate::units::{self, Unit};
 const HEAD: &str = "\
 # Configuration
 
-<!-- Generated from crates/config/src/types.rs: UPDATE_DOCS=1 cargo test -p backstop-config -->
+<!-- Generated from crates/config/src/types: UPDATE_DOCS=1 cargo test -p backstop-config -->
 
 One YAML file. The least it needs is an address to listen on and a service with one version:
 
