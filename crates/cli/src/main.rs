@@ -13,6 +13,7 @@ mod log;
 mod plane;
 mod remote;
 mod serve;
+mod tiers;
 mod tls;
 mod watch;
 

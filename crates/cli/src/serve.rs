@@ -15,7 +15,7 @@ use crate::listeners::Listeners;
 use crate::log::{self, AccessLog, Format};
 use crate::plane::Plane;
 use crate::tls::{self, AdminListener};
-use crate::{duration, watch};
+use crate::{duration, tiers, watch};
 
 /// Serve: stand between clients and model servers
 ///
@@ -85,9 +85,11 @@ async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<(
         warn!(store = %path.display(), "this release does not use the store; run-time changes are kept in `state_dir`");
     }
     let gateway = Arc::new(Gateway::new());
+    tiers::restore(&gateway, &state_dir);
     let certificate = tls::certificate(&gateway, Listener::Clients, config.tls())?;
     let admin_certificate = tls::certificate(&gateway, Listener::Admin, config.admin_tls())?;
     let plane = Arc::new(Plane(Arc::clone(&gateway)));
+    let keeping = tokio::spawn(tiers::keep(Arc::clone(&gateway), state_dir.clone()));
     let control = Arc::new(Control::start(&args.config, config, plane)?);
     let handover = Handover::new(&state_dir, copies, predecessor, Arc::clone(&control))?;
     handover.prepared(&gateway).await;
@@ -112,7 +114,11 @@ async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<(
                 Leave::Stop
             }
             led = lead(handover, control, content, admin, (&mut admin_ends, admin_end)) => match led {
-                Ok(()) => Leave::HandOver,
+                Ok(()) => {
+                    // From now on the new process knows better.
+                    keeping.abort();
+                    Leave::HandOver
+                }
                 Err(error) => {
                     refused = Err(error);
                     Leave::Stop
@@ -122,6 +128,7 @@ async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<(
     };
     gateway.serve(listener, certificate.as_ref(), leave, args.drain).await;
     hurrying.abort();
+    keeping.abort();
     info!("stopped");
     refused
 }

@@ -78,6 +78,16 @@ pub struct Change {
     pub reason: String,
 }
 
+/// A tier whose work is elsewhere, as the next process has to know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Away {
+    pub service: String,
+    pub version: String,
+    pub priority: u8,
+    /// Of its region: 0 is nearest.
+    pub nearness: usize,
+}
+
 /// Why there is nothing to fail back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoReturn {
@@ -120,6 +130,12 @@ impl Switch {
             good_since: None,
             failed: 0,
         }
+    }
+
+    /// Of a tier whose work another process has left with the standby.
+    pub fn away(now: Instant) -> Self {
+        let reason = "its standby had the work when the last process ended".to_owned();
+        Self { stage: Stage::Standby, reason, ..Self::new(now) }
     }
 
     pub fn stage(&self) -> Stage {

@@ -49,6 +49,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use backstop_core::event::{Event, What};
+use backstop_core::standby::Away;
 use backstop_core::status::{DependencyState, Status};
 use backstop_core::table::TableSpec;
 use tokio::net::TcpListener;
@@ -298,6 +299,16 @@ impl Gateway {
             *dependency.name == *name && service.is_none_or(|service| *dependency.service == *service)
         });
         meant.map(|dependency| dependency.force(state)).count()
+    }
+
+    /// Tiers whose work is with their standby.
+    pub fn away(&self) -> Vec<Away> {
+        standby::away(&self.shared.table.load())
+    }
+
+    /// Tiers that another process has left without their work. To be called before the first table.
+    pub fn set_away(&self, away: &[Away]) {
+        self.linker.registry.set_away(away);
     }
 
     /// Begins to give the tiers of a service whose standby has their work that work back, as soon as they are healthy;

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use backstop_core::standby::Away;
 use backstop_core::table::{CacheSpec, DependencySpec, EndpointSpec, ServiceSpec, TableSpec};
 
 use crate::admission::Gate;
@@ -122,6 +123,15 @@ impl Registry {
     pub(crate) fn version_metrics(&self, service: &str, version: &str) -> Arc<VersionMetrics> {
         let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(metrics.entry((service.to_owned(), version.to_owned())).or_default())
+    }
+
+    /// Tiers that another process has left without their work.
+    pub(crate) fn set_away(&self, away: &[Away]) {
+        let mut switches = self.switches.lock().unwrap_or_else(PoisonError::into_inner);
+        for Away { service, version, priority, nearness } in away {
+            let id = (service.clone(), version.clone(), (*priority, *nearness));
+            switches.insert(id, Arc::new(TierSwitch::away()));
+        }
     }
 
     /// What is known of a tier that has others after it.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use backstop_core::balance::mix;
 use backstop_core::event::What;
 use backstop_core::outlier::Counts;
-use backstop_core::standby::{Change, Fitness, NoReturn, Switch, View};
+use backstop_core::standby::{Away, Change, Fitness, NoReturn, Stage, Switch, View};
 use backstop_core::status::TierStatus;
 
 use crate::endpoint::Endpoint;
@@ -30,6 +30,10 @@ impl TierSwitch {
         Self { switch: Mutex::new(Switch::new(clock::now())), share: AtomicU64::new(1f64.to_bits()) }
     }
 
+    pub(crate) fn away() -> Self {
+        Self { switch: Mutex::new(Switch::away(clock::now())), share: AtomicU64::new(0f64.to_bits()) }
+    }
+
     /// Of the requests that reach the tier, how much it may take, 0–1.
     pub(crate) fn share(&self) -> f64 {
         f64::from_bits(self.share.load(Relaxed))
@@ -49,6 +53,21 @@ impl TierSwitch {
             since_seconds: now.saturating_duration_since(switch.since()).as_secs_f64(),
         }
     }
+}
+
+/// Tiers whose work is with their standby, or not yet all back.
+pub(crate) fn away(table: &Table) -> Vec<Away> {
+    let mut away = Vec::new();
+    for service in table.services.values() {
+        for (version, _, tier, of_tier) in switches(service) {
+            if matches!(of_tier.lock().stage(), Stage::Standby | Stage::Returning) {
+                let (priority, nearness) = tier.rank;
+                let (service, version) = (service.name.to_string(), version.name.to_string());
+                away.push(Away { service, version, priority, nearness });
+            }
+        }
+    }
+    away
 }
 
 /// Why nothing was failed back.

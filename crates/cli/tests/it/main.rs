@@ -21,5 +21,6 @@ mod reload;
 #[path = "../../../gateway/tests/it/secure.rs"]
 mod secure;
 mod stop;
+mod tiers;
 mod tls;
 mod upgrade;
