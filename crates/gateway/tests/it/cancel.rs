@@ -61,3 +61,15 @@ async fn leaving_during_a_retry_cancels_the_retry() {
     assert!(world.endpoint(0).breaker_open && !world.endpoint(1).breaker_open);
     assert_eq!(world.requests(), [1, 1]);
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_while_we_wait_for_another_try_is_gone() {
+    let world = World::start(1, |service| service.retry.backoff = ms(20_000)).await;
+    world.sims[0].set_fault(Fault::Status { status: 500, retry_after: None, message: None });
+    let mut conn = Conn::open(world.addr).await;
+    conn.send("POST", CHAT, "", &hi(false)).await;
+    until("it has failed once", || world.requests() == [1] && world.endpoint(0).in_flight == 0).await;
+    drop(conn);
+    until("it counts as cancelled", || world.totals().cancelled == 1).await;
+    assert_eq!(world.requests(), [1]);
+}

@@ -271,3 +271,19 @@ async fn the_table_may_change_while_a_stream_is_carried_on() {
     seamless(&stream.await.unwrap(), &oracle(TOKENS));
     assert_eq!(world.requests(), [1, 1, 1]);
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_during_a_move_ends_both() {
+    let mut world = world(1).await;
+    world.sims[1].set_fault(Fault::NoAnswer);
+    let mut conn = Conn::open(world.addr).await;
+    conn.send("POST", CHAT, "", &hi(true)).await;
+    conn.head().await.unwrap();
+    conn.contents(2).await;
+    order(&mut world, Duty::Isolated);
+    until("the other is asked", || world.requests() == [1, 1]).await;
+    assert_eq!(world.endpoint(0).in_flight, 1, "it keeps the stream until then");
+    drop(conn);
+    until("nothing is in flight", || world.endpoints().iter().all(|it| it.in_flight == 0)).await;
+    until("it counts as cancelled", || world.totals().cancelled == 1).await;
+}
