@@ -245,6 +245,8 @@ impl Resumption {
                     Err(Failure::Mode) if *mode == ResumeMode::Continue => endpoint.refuses_prefill(),
                     Err(Failure::Mode) => {}
                     Err(Failure::Fault(other)) => {
+                        let request_id = self.request_id.to_str().unwrap_or_default();
+                        tracing::debug!(request_id, endpoint = &*endpoint.id.url, error = %other, code = other.code(), "attempt failed");
                         fault = other;
                         break;
                     }
