@@ -1,7 +1,7 @@
 //! Tiers whose work is elsewhere, kept for the next process: `tiers.json` in the state directory. Without it an upgrade or
 //! a crash would fail back by itself.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,16 +51,11 @@ pub(crate) async fn keep(gateway: Arc<Gateway>, state_dir: PathBuf) {
     }
 }
 
-/// Whole, or not at all. Nothing is written as long as there is nothing to tell.
+/// Nothing is written as long as there is nothing to tell.
 fn write(tiers: &Tiers, directory: &Path) -> io::Result<()> {
     let path = directory.join(FILE);
     if tiers.away.is_empty() && !path.exists() {
         return Ok(());
     }
-    std::fs::create_dir_all(directory)?;
-    let new = path.with_extension("json.new");
-    let mut file = std::fs::File::create(&new)?;
-    file.write_all(&serde_json::to_vec(tiers)?)?;
-    file.sync_all()?;
-    std::fs::rename(&new, &path)
+    backstop_controller::replace(&path, &serde_json::to_vec(tiers)?)
 }

@@ -26,7 +26,7 @@ pub use axum::serve::Listener;
 pub use crate::change::{Actor, LastChange, Refusal, StartError};
 pub use crate::control::Control;
 pub use crate::server::serve;
-pub use crate::stored::IntentFileError;
+pub use crate::stored::{IntentFileError, replace};
 
 /// What the control plane needs of a gateway.
 pub trait DataPlane: Send + Sync + 'static {

@@ -94,28 +94,37 @@ impl IntentFile {
     pub(crate) fn write(&self, stored: &Stored) -> io::Result<()> {
         let mut text = serde_json::to_vec_pretty(stored)?;
         text.push(b'\n');
-        let directory = self.directory()?;
-        let new = self.path.with_extension("json.new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(ONLY_US).open(&new)?;
-        // The mode counts only for a new file; this one may be left over.
-        file.set_permissions(std::fs::Permissions::from_mode(ONLY_US))?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        std::fs::rename(&new, &self.path)?;
-        directory.sync_all()
+        replace(&self.path, &text)
     }
+}
 
-    /// The state directory, made if it is not there.
-    fn directory(&self) -> io::Result<File> {
-        let path = self.path.parent().filter(|path| !path.as_os_str().is_empty());
-        let path = path.unwrap_or_else(|| Path::new("."));
-        if !path.is_dir() {
-            DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-            let above = path.parent().filter(|above| !above.as_os_str().is_empty());
-            File::open(above.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
-        }
-        File::open(path)
+/// Puts `text` in place of the file of state at `path`, which is either the old or the new one at every moment.
+///
+/// # Errors
+///
+/// It could not be written; then the old one is there.
+pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let directory = directory_of(path)?;
+    let new = path.with_extension("json.new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(ONLY_US).open(&new)?;
+    // The mode counts only for a new file; this one may be left over.
+    file.set_permissions(std::fs::Permissions::from_mode(ONLY_US))?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    directory.sync_all()
+}
+
+/// The state directory, made if it is not there.
+fn directory_of(path: &Path) -> io::Result<File> {
+    let path = path.parent().filter(|path| !path.as_os_str().is_empty());
+    let path = path.unwrap_or_else(|| Path::new("."));
+    if !path.is_dir() {
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+        File::open(above.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
     }
+    File::open(path)
 }
 
 /// Where the mistake is, without what stands there: it may be a key.
