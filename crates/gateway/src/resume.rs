@@ -144,7 +144,17 @@ impl Resumption {
     ) -> (Self, Result<Rest, Fault>) {
         self.past.failed(endpoint, &fault);
         let attempts = self.attempts(&shared, &lost, &fault, Haste::None);
-        match shared.unless_closing(attempts).await.flatten() {
+        let rest = shared.unless_closing(attempts).await.flatten();
+        self.concluded(rest, lost, fault)
+    }
+
+    fn concluded(
+        mut self,
+        rest: Option<Rest>,
+        lost: Interrupted,
+        fault: Fault,
+    ) -> (Self, Result<Rest, Fault>) {
+        match rest {
             Some(rest) => {
                 self.last = Some((rest.mode, lost));
                 (self, Ok(rest))
@@ -167,16 +177,10 @@ impl Resumption {
         let attempts = self.attempts(&shared, &lost, &fault, Haste::AtOnce);
         let rest = shared.unless_closing(attempts).await.flatten();
         self.left = left;
-        match rest {
-            Some(rest) => {
-                self.last = Some((rest.mode, lost));
-                (self, Ok(rest))
-            }
-            None => {
-                self.stays_until = Some(clock::now() + STAYS);
-                (self, Err(fault))
-            }
+        if rest.is_none() {
+            self.stays_until = Some(clock::now() + STAYS);
         }
+        self.concluded(rest, lost, fault)
     }
 
     async fn attempts(

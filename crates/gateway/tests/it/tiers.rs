@@ -39,6 +39,20 @@ async fn until_stage(world: &World, wanted: Stage) {
     until(&format!("{wanted}"), || stage(world) == wanted).await;
 }
 
+/// A world whose standby has the work, though the primary is well again.
+async fn away(change: impl FnOnce(&mut ServiceSpec)) -> World {
+    let world = World::start(2, |service| {
+        watched(service);
+        change(service);
+    })
+    .await;
+    world.sims[0].set_fault(Fault::Health { status: 503 });
+    until_stage(&world, Stage::Standby).await;
+    world.sims[0].clear_faults();
+    world.until_state(0, State::Healthy).await;
+    world
+}
+
 /// Asks until `wanted`, for no failure.
 async fn ask_until(world: &World, wanted: Stage) {
     while stage(world) != wanted {
@@ -137,15 +151,7 @@ async fn with_manual_failback_an_operator_decides() {
 
 #[tokio::test]
 async fn a_dead_standby_is_left_at_once() {
-    let world = World::start(2, |service| {
-        watched(service);
-        service.failover.stable_for = LONG;
-    })
-    .await;
-    world.sims[0].set_fault(Fault::Health { status: 503 });
-    until_stage(&world, Stage::Standby).await;
-    world.sims[0].clear_faults();
-    world.until_state(0, State::Healthy).await;
+    let world = away(|service| service.failover.stable_for = LONG).await;
     world.sims[1].set_fault(Fault::Health { status: 503 });
     world.until_state(1, State::Unhealthy).await;
     assert_eq!(sent(&world, 10).await, [10, 0]);
@@ -155,15 +161,7 @@ async fn a_dead_standby_is_left_at_once() {
 /// What is known of tiers outlives a reload, as what is known of endpoints does.
 #[tokio::test]
 async fn a_reload_does_not_fail_back() {
-    let mut world = World::start(2, |service| {
-        watched(service);
-        service.failover.stable_for = LONG;
-    })
-    .await;
-    world.sims[0].set_fault(Fault::Health { status: 503 });
-    until_stage(&world, Stage::Standby).await;
-    world.sims[0].clear_faults();
-    world.until_state(0, State::Healthy).await;
+    let mut world = away(|service| service.failover.stable_for = LONG).await;
     world.apply(|spec| spec.services[0].retry.attempts = 1);
     assert_eq!(sent(&world, 10).await, [0, 10]);
     let metrics = world.gateway.metrics();
@@ -220,15 +218,7 @@ async fn a_return_is_not_undone_by_its_first_request() {
 /// What a standby that was taken away had is forgotten with it.
 #[tokio::test]
 async fn another_standby_begins_without_work() {
-    let mut world = World::start(2, |service| {
-        watched(service);
-        service.failover.failback = Failback::Manual;
-    })
-    .await;
-    world.sims[0].set_fault(Fault::Health { status: 503 });
-    until_stage(&world, Stage::Standby).await;
-    world.sims[0].clear_faults();
-    world.until_state(0, State::Healthy).await;
+    let mut world = away(|service| service.failover.failback = Failback::Manual).await;
     let standby = crate::world::endpoint(&world.sims[1], 1);
     world.apply(|spec| _ = spec.services[0].versions[0].endpoints.pop());
     assert_eq!(sent(&world, 5).await, [5, 0]);
