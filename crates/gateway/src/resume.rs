@@ -193,6 +193,7 @@ impl Resumption {
         // As before the first output: to replace what is gone is free, a second try is not.
         let mut is_free = cause.endpoint_is_gone();
         let cause = cause.code();
+        let mut modes = self.routed.resume.modes.clone();
         while self.left > 0 && clock::now() < self.routed.total.deadline {
             // There is nothing to fall back to, so it waits for its turn.
             let turn = self.routed.load.turn(self.routed.retry.budget, self.routed.total.deadline);
@@ -214,7 +215,7 @@ impl Resumption {
             let mut lease = Some(lease);
             // If it can't be asked in any way, there is no point in coming back to it.
             let mut fault = Fault::NoEndpoint;
-            for mode in &across.modes {
+            for (at, mode) in modes.iter().enumerate() {
                 let Some(request) = self.request(lost, *mode, service, &endpoint) else { continue };
                 let (request, splice) = match request {
                     Request::Send(request, splice) => (request, splice),
@@ -252,6 +253,8 @@ impl Resumption {
                         let request_id = self.request_id.to_str().unwrap_or_default();
                         tracing::debug!(request_id, endpoint = &*endpoint.id.url, error = %other, code = other.code(), "attempt failed");
                         fault = other;
+                        // A replay that is lost with its endpoint would take as long again: the next attempt differs.
+                        modes[at..].rotate_left(1);
                         break;
                     }
                 }

@@ -12,6 +12,7 @@ use backstop_core::table::{
     ResumeSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
 };
 use http::{HeaderMap, HeaderValue};
+use smallvec::SmallVec;
 
 use crate::admission::Gate;
 use crate::cache::Cache;
@@ -366,8 +367,10 @@ impl Version {
         now: Instant,
     ) -> Option<&Arc<Endpoint>> {
         let rng = &mut rand::rng();
-        let mut open: Vec<(&Target, Candidate)> = Vec::with_capacity(self.targets.len());
-        let mut tiers: Vec<(usize, balance::Tier)> = Vec::with_capacity(1);
+        // On the stack for as many endpoints as versions usually have.
+        let mut open: SmallVec<[&Target; 8]> = SmallVec::new();
+        let mut candidates: SmallVec<[Candidate; 8]> = SmallVec::new();
+        let mut tiers: SmallVec<[(usize, balance::Tier); 2]> = SmallVec::new();
         for target in self.targets.iter().filter(&fresh) {
             if tiers.last().is_none_or(|(tier, _)| *tier != target.tier) {
                 let share = self.tiers.get(target.tier).map_or(1.0, Tier::share);
@@ -378,20 +381,23 @@ impl Version {
             if admits(&target.endpoint) {
                 let candidate = target.endpoint.candidate(target.weight, wish.kind, now);
                 tier.healthy += target.weight * candidate.capacity;
-                open.push((target, candidate));
+                open.push(target);
+                candidates.push(candidate);
             }
         }
         let chosen = match tiers.as_slice() {
             [] => return None,
             [(tier, _)] => *tier,
             several => {
-                let levels: Vec<balance::Tier> = several.iter().map(|(_, tier)| *tier).collect();
+                let levels: SmallVec<[balance::Tier; 4]> = several.iter().map(|(_, tier)| *tier).collect();
                 several[balance::choose_tier(&levels, rand::RngExt::random(rng))?].0
             }
         };
-        open.retain(|(target, _)| target.tier == chosen);
-        let candidates: Vec<Candidate> = open.iter().map(|(_, candidate)| *candidate).collect();
-        let chosen = balance::pick(self.balance, &candidates, wish.turn, Some(wish.session), rng)?;
-        Some(&open[chosen].0.endpoint)
+        // Endpoints of a tier are next to each other.
+        let first = open.iter().take_while(|target| target.tier != chosen).count();
+        let among = open[first..].iter().take_while(|target| target.tier == chosen).count();
+        let candidates = &candidates[first..first + among];
+        let chosen = balance::pick(self.balance, candidates, wish.turn, Some(wish.session), rng)?;
+        Some(&open[first + chosen].endpoint)
     }
 }

@@ -63,7 +63,8 @@ pub(crate) struct Resume {
     /// Further attempts for one stream; 0 turns it off.
     #[schemars(range(min = 0, max = 10))]
     pub(crate) attempts: u32,
-    /// Ways to do it, in the order in which they are tried on an endpoint.
+    /// Ways to do it, in the order in which they are tried on an endpoint; one that was tried when an endpoint failed
+    /// comes last on the next.
     pub(crate) modes: Vec<ResumeMode>,
     /// Where to go on, in this order.
     pub(crate) across: Vec<Across>,

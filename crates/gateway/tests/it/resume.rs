@@ -149,6 +149,19 @@ async fn the_replacement_may_die_too() {
 }
 
 #[tokio::test]
+async fn the_next_attempt_differs_from_the_one_that_was_lost() {
+    let world =
+        World::start(3, |service| resumes_by(service, &[ResumeMode::Replay, ResumeMode::Continue])).await;
+    world.sims[0].set_fault(cut(30));
+    world.sims[1].set_fault(cut(10));
+    seamless(&chat(world.addr, true).await, &oracle(TOKENS));
+    assert_eq!(world.requests(), [1, 1, 1]);
+    let metrics = world.gateway.metrics();
+    let line = "backstop_resumes_total{service=\"chat\",version=\"v1\",mode=\"continue\"} 1";
+    assert!(metrics.lines().any(|other| other == line), "{metrics}");
+}
+
+#[tokio::test]
 async fn another_text_is_not_spliced() {
     let sims = vec![SimConfig::default(), SimConfig { seed: 1, ..SimConfig::default() }];
     let world = World::of(sims, |service| resumes_by(service, &[ResumeMode::Replay])).await;
