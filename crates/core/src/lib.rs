@@ -15,6 +15,7 @@ pub mod health;
 pub mod outlier;
 pub mod progress;
 pub mod rate;
+pub mod report;
 pub mod standby;
 pub mod status;
 pub mod table;

@@ -3,8 +3,9 @@
 //! The contract between the planes. It holds *intent only*; what is observed of an endpoint (health, load,
 //! breaker) lives in the gateway's registry and survives a change of table. Eligible = intent ∧ observed.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -127,6 +128,12 @@ pub struct ServiceSpec {
     pub versions: Vec<VersionSpec>,
     /// First match wins.
     pub rules: Vec<RuleSpec>,
+    /// Users by the names of their groups.
+    pub groups: BTreeMap<String, Vec<String>>,
+    /// What a request is split by: the first that it has.
+    pub sticky: Vec<UnitSource>,
+    /// The split between the stable version and another one; `None` = all to stable.
+    pub trial: Option<TrialSpec>,
     pub balance: BalancePolicy,
     pub regions: RegionSpec,
     pub dependencies: Vec<DependencySpec>,
@@ -154,6 +161,28 @@ pub struct VersionSpec {
     pub name: String,
     /// At least one; URLs are unique within the version.
     pub endpoints: Vec<EndpointSpec>,
+    /// What it changes in requests.
+    pub request: ShapeSpec,
+    /// What its tokens cost.
+    pub price: Option<PriceSpec>,
+}
+
+/// What a version changes in the requests that it gets, so that a prompt or a parameter can be released like a model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShapeSpec {
+    /// Takes the place of the client's system prompt, or is put first.
+    pub system: Option<String>,
+    /// Parameters of the body, put in place of the client's.
+    pub params: BTreeMap<String, serde_json::Value>,
+    /// Lower-case names and values of headers, put in place of the client's.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// In any currency, for a million tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PriceSpec {
+    pub input: f64,
+    pub output: f64,
 }
 
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -345,12 +374,83 @@ impl Engine {
     }
 }
 
-/// Sends a request to a version other than stable.
+/// Sends a request to a version whatever the split is. Such requests are no evidence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RuleSpec {
-    /// Lower-case header name and the exact value it must have.
-    pub header: (String, String),
+    /// All of them must hold; at least one.
+    pub when: Vec<Condition>,
     pub version: String,
+}
+
+/// What a rule asks of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// A lower-case name, and exactly this value.
+    Header(String, String),
+    Cookie(String, String),
+    /// What the body names as `user`.
+    User(String),
+    /// One of [`ServiceSpec::groups`]: the user is in it.
+    Group(String),
+    /// Name of the API key.
+    Key(String),
+    /// Addresses of the client's network: its first so many bits.
+    Ip(IpAddr, u8),
+}
+
+/// What a request is split by: the same unit always goes to the same version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnitSource {
+    /// A lower-case name.
+    Header(String),
+    Cookie(String),
+    /// What the body names as `user`, within its tenant.
+    User,
+    /// The API key.
+    Key,
+    /// The client's address.
+    Ip,
+    /// Each request is a unit of its own.
+    Request,
+}
+
+/// A split of a service's requests between its stable version and another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrialSpec {
+    /// Id of the release.
+    pub release: String,
+    /// Decides, together with the unit, on its bucket; the same for as long as the release goes on.
+    pub salt: String,
+    /// Name of the version on trial.
+    pub canary: String,
+    /// How many of [`BUCKETS`](crate::assign::BUCKETS) go to the canary.
+    pub buckets: u32,
+    /// Grows by one with each change of `buckets` or `step`; reports tell counts apart by it.
+    pub epoch: u32,
+    /// Grows by one with each step; within one a unit counts once for each metric.
+    pub step: u32,
+    /// An answer that takes longer is a bad event.
+    pub limits: Vec<LatencyLimit>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LatencyLimit {
+    pub metric: LatencyMetric,
+    pub seconds: f64,
+}
+
+/// Times of a request's first attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LatencyMetric {
+    /// From the attempt's start to its first meaningful output; streams only.
+    Ttft,
+    /// Between two tokens, on the average of an answer; streams only.
+    Tpot,
+    /// From the attempt's start to its end.
+    Total,
 }
 
 /// How an endpoint is chosen among the eligible ones of a tier.
