@@ -1,11 +1,13 @@
 //! Turns a valid configuration into the table that the planes share.
 
+use std::collections::BTreeMap;
+
 use backstop_core::table::{
     Across, Addresses, AdmissionLimit, AdmissionSpec, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec,
-    DependencyEffect, DependencySpec, DnsSpec, EndpointSpec, Engine, Failback, FailoverSpec, FallbackSpec,
-    FallbackStep, HealthSpec, InferenceSpec, KeySpec, OutlierSpec, Protocol, RateSpec, ReadinessSpec,
-    RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec, ServiceSpec, TableSpec,
-    Timeouts, TlsSpec, TokenSpec, VersionSpec, When,
+    Condition, DependencyEffect, DependencySpec, DnsSpec, EndpointSpec, Engine, Failback, FailoverSpec,
+    FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, KeySpec, OutlierSpec, Protocol, RateSpec,
+    ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec, ServiceSpec,
+    TableSpec, Timeouts, TlsSpec, TokenSpec, UnitSource, VersionSpec, When,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -77,6 +79,9 @@ fn service(service: &types::Service) -> ServiceSpec {
         stable,
         versions: service.versions.iter().map(version).collect(),
         rules: service.rules.iter().filter_map(rule).collect(),
+        groups: BTreeMap::new(),
+        sticky: vec![UnitSource::Request],
+        trial: None,
         balance: balance(service.balance),
         regions: RegionSpec {
             mode: match service.regions.mode {
@@ -127,7 +132,7 @@ fn service(service: &types::Service) -> ServiceSpec {
 }
 
 fn version(version: &types::Version) -> VersionSpec {
-    VersionSpec { name: version.name.0.clone(), endpoints: version.endpoints.iter().map(endpoint).collect() }
+    VersionSpec::new(&version.name.0, version.endpoints.iter().map(endpoint).collect())
 }
 
 fn endpoint(endpoint: &types::Endpoint) -> EndpointSpec {
@@ -174,7 +179,8 @@ fn dependency(dependency: &types::Dependency) -> DependencySpec {
 /// `None` for a rule without header, which the check has ruled out.
 fn rule(rule: &types::Rule) -> Option<RuleSpec> {
     let (name, value) = rule.matches.header.iter().next()?;
-    Some(RuleSpec { header: (name.0.clone(), value.0.clone()), version: rule.version.0.clone() })
+    let when = vec![Condition::Header(name.0.clone(), value.0.clone())];
+    Some(RuleSpec { when, version: rule.version.0.clone() })
 }
 
 fn engine(engine: types::Engine) -> Engine {

@@ -167,6 +167,13 @@ pub struct VersionSpec {
     pub price: Option<PriceSpec>,
 }
 
+impl VersionSpec {
+    /// A version with nothing special about it.
+    pub fn new(name: &str, endpoints: Vec<EndpointSpec>) -> Self {
+        Self { name: name.to_owned(), endpoints, request: ShapeSpec::default(), price: None }
+    }
+}
+
 /// What a version changes in the requests that it gets, so that a prompt or a parameter can be released like a model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ShapeSpec {
@@ -374,7 +381,7 @@ impl Engine {
     }
 }
 
-/// Sends a request to a version whatever the split is. Such requests are no evidence.
+/// Sends requests to a version whatever the split is. Such requests are no evidence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RuleSpec {
     /// All of them must hold; at least one.

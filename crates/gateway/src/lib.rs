@@ -5,6 +5,7 @@
 
 mod admission;
 mod answer;
+mod assign;
 mod attempt;
 mod body;
 mod cache;

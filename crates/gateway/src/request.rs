@@ -17,6 +17,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use hyper::body::{Body, Incoming};
 
+use crate::assign::Asker;
 use crate::body::read_body;
 use crate::cache::Cache;
 use crate::endpoint::fnv1a;
@@ -162,14 +163,15 @@ async fn understand(
 
     let table = shared.table.load();
     let (service, asked) = find_service(&table, api, &head.headers, &body, client.as_deref())?;
-    let version = service.assign(&head.headers);
+    let user = asked.as_ref().and_then(|asked| asked.user.as_deref());
+    let asker = Asker { headers: &head.headers, user, client: client.as_deref(), ip: peer.ip() };
+    let version = service.assign(asker);
     let stream = asked.as_ref().is_some_and(|peek| peek.stream);
     record.routed(service, version, stream);
     let session = head.headers.get(SESSION).map(|id| fnv1a(id.as_bytes()));
-    let user = asked.as_ref().and_then(|peek| peek.user.as_ref()).map(|user| fnv1a(user.as_bytes()));
-    let session = session.or(user).unwrap_or_else(|| fnv1a(&ip_octets(peer.ip())));
+    let session = session.or_else(|| user.map(|user| fnv1a(user.as_bytes())));
+    let session = session.unwrap_or_else(|| fnv1a(&ip_octets(peer.ip())));
     let asks = table.is_limited.then(|| {
-        let user = asked.as_ref().and_then(|asked| asked.user.as_deref());
         let tokens = estimate::usage(api, &body, asked.as_ref());
         Arc::new(Asks::new(client.as_deref(), service, user, tokens))
     });

@@ -9,12 +9,13 @@ use backstop_core::balance::{self, Candidate};
 use backstop_core::rate::Owner;
 use backstop_core::table::{
     BalancePolicy, EndpointSpec, FailoverSpec, FallbackSpec, OutlierSpec, RateSpec, ReadinessSpec,
-    ResumeSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
+    ResumeSpec, RetrySpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
 };
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 use smallvec::SmallVec;
 
 use crate::admission::Gate;
+use crate::assign::{Asker, Rule};
 use crate::cache::Cache;
 use crate::dependency::Dependency;
 use crate::discovery::Linked;
@@ -42,7 +43,7 @@ pub(crate) struct Service {
     pub(crate) versions: Vec<Arc<Version>>,
     pub(crate) dependencies: Vec<Arc<Dependency>>,
     stable: Arc<Version>,
-    rules: Vec<RuleSpec>,
+    rules: Vec<Rule>,
     pub(crate) timeouts: Timeouts,
     pub(crate) retry: RetrySpec,
     pub(crate) resume: Arc<ResumeSpec>,
@@ -217,18 +218,19 @@ impl Service {
                 names: Vec::new(),
             })
         };
+        // A rule for a version that is not there sends nobody anywhere.
+        let by_name = |name: &str| versions.iter().find(|version| *version.name == *name).map(Arc::clone);
+        let rule = |rule| Some(Rule::new(rule, &spec.groups, by_name(&rule.version)?));
+        let rules = spec.rules.iter().filter_map(rule).collect();
         let dependencies =
             spec.dependencies.iter().map(|dependency| registry.dependency(&name, dependency)).collect();
         let OfService { load, metrics, gate } = registry.service(spec);
         Self {
             dependencies,
-            stable: versions
-                .iter()
-                .find(|version| *version.name == *spec.stable)
-                .map_or_else(empty, Arc::clone),
+            stable: by_name(&spec.stable).unwrap_or_else(empty),
             name,
             versions,
-            rules: spec.rules.clone(),
+            rules,
             timeouts: spec.timeouts,
             retry: spec.retry,
             resume: Arc::new(spec.resume.clone()),
@@ -246,14 +248,9 @@ impl Service {
     }
 
     /// The version that a request is assigned to: the first rule that matches, else the stable one.
-    pub(crate) fn assign(&self, headers: &HeaderMap) -> &Arc<Version> {
-        let by_rule = self.rules.iter().find_map(|rule| {
-            let (name, value) = &rule.header;
-            let matches =
-                headers.get_all(name.as_str()).iter().any(|given| given.as_bytes() == value.as_bytes());
-            matches.then(|| self.version(&rule.version)).flatten()
-        });
-        by_rule.unwrap_or(&self.stable)
+    pub(crate) fn assign(&self, asker: Asker<'_>) -> &Arc<Version> {
+        let rule = self.rules.iter().find(|rule| rule.matches(asker));
+        rule.map_or(&self.stable, |rule| &rule.version)
     }
 
     pub(crate) fn version(&self, name: &str) -> Option<&Arc<Version>> {

@@ -6,14 +6,15 @@ mod overload;
 mod reading;
 mod values;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backstop_core::table::{
     Across, Addresses, AdmissionLimit, AdmissionSpec, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec,
-    DependencyCheck, DependencyEffect, DependencySpec, EndpointSpec, Engine, FailoverSpec, FallbackSpec,
-    FallbackStep, HealthSpec, InferenceSpec, OutlierSpec, Protocol, RateSpec, ReadinessSpec, RegionMode,
-    RegionSpec, ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec, Target,
-    Timeouts, TlsSpec, VersionSpec, When,
+    Condition, DependencyCheck, DependencyEffect, DependencySpec, EndpointSpec, Engine, FailoverSpec,
+    FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, OutlierSpec, Protocol, RateSpec, ReadinessSpec,
+    RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec,
+    Target, Timeouts, TlsSpec, UnitSource, VersionSpec, When,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -84,16 +85,23 @@ fn service(lines: &str) -> ServiceSpec {
     table(&with_service(lines)).services.remove(0)
 }
 
+fn rule(header: &str, value: &str, version: &str) -> RuleSpec {
+    RuleSpec { when: vec![Condition::Header(header.into(), value.into())], version: version.into() }
+}
+
 fn minimal_service() -> ServiceSpec {
     ServiceSpec {
         name: "chat".into(),
         models: vec!["chat".into()],
         stable: "v1".into(),
-        versions: vec![VersionSpec {
-            name: "v1".into(),
-            endpoints: vec![EndpointSpec::new(target("127.0.0.1", 8000, ""), Engine::OpenAi)],
-        }],
+        versions: vec![VersionSpec::new(
+            "v1",
+            vec![EndpointSpec::new(target("127.0.0.1", 8000, ""), Engine::OpenAi)],
+        )],
         rules: Vec::new(),
+        groups: BTreeMap::new(),
+        sticky: vec![UnitSource::Request],
+        trial: None,
         balance: BalancePolicy::PeakEwma,
         regions: RegionSpec::default(),
         dependencies: Vec::new(),
@@ -213,10 +221,7 @@ fn full() {
     let fallback = |step, failure| FallbackSpec { step, when: When { failure, overload: true } };
     let expected = ServiceSpec {
         models: vec!["chat".into(), "chat-latest".into()],
-        versions: vec![
-            VersionSpec { name: "v1".into(), endpoints: vec![first, second] },
-            VersionSpec { name: "v2".into(), endpoints: gray },
-        ],
+        versions: vec![VersionSpec::new("v1", vec![first, second]), VersionSpec::new("v2", gray)],
         regions: RegionSpec { mode: RegionMode::ActiveActive, order: vec!["eu".into(), "us".into()] },
         dependencies: vec![vectors, cache],
         cache: Some(CacheSpec {
@@ -233,7 +238,7 @@ fn full() {
         admission: Some(AdmissionSpec { limit: AdmissionLimit::Adaptive { max: 256 }, queue: 512 }),
         limits: RateSpec { requests_per_minute: Some(6000), tokens_per_minute: Some(1_000_000) },
         limits_per_user: RateSpec { requests_per_minute: Some(60), tokens_per_minute: None },
-        rules: vec![RuleSpec { header: ("x-gray-release".into(), "v2".into()), version: "v2".into() }],
+        rules: vec![rule("x-gray-release", "v2", "v2")],
         health: HealthSpec {
             path: Some("/health".into()),
             inference: Some(InferenceSpec {
@@ -252,7 +257,7 @@ fn full() {
     let small = ServiceSpec {
         name: "chat-small".into(),
         models: vec!["chat-small".into()],
-        versions: vec![VersionSpec { name: "v1".into(), endpoints: vec![local(8103, Engine::Ollama)] }],
+        versions: vec![VersionSpec::new("v1", vec![local(8103, Engine::Ollama)])],
         ..minimal_service()
     };
     assert_eq!(table.services, [expected, small]);
@@ -268,7 +273,7 @@ fn values_end_up_in_the_table() {
     assert_eq!(s.outlier.max_ejected, 0.125);
     let s = service("stable: v2\nrules: [{ match: { header: { X-Gray: \"a b\" } }, version: v1 }]");
     assert_eq!(s.stable, "v2");
-    assert_eq!(s.rules, [RuleSpec { header: ("x-gray".into(), "a b".into()), version: "v1".into() }]);
+    assert_eq!(s.rules, [rule("x-gray", "a b", "v1")]);
     let s = service("health: { inference: {}, slow_start: 0s, interval: 1.5m }");
     assert_eq!(s.health.inference.unwrap().every, Duration::from_secs(60));
     assert_eq!((s.health.slow_start, s.health.interval), (Duration::ZERO, Duration::from_secs(90)));

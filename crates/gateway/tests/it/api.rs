@@ -1,11 +1,11 @@
 //! What goes through: every API, untouched but for what is the gateway's to change.
 
-use backstop_core::table::{RuleSpec, ServiceSpec, VersionSpec};
+use backstop_core::table::{ServiceSpec, VersionSpec};
 use backstop_engine_sim::{Sim, SimConfig, expected_completion};
 use serde_json::{Value, json};
 
 use crate::client::{CHAT, Conn, End, call, chat, hi};
-use crate::world::{TOKENS, World, endpoint, oracle, service, with_raw};
+use crate::world::{TOKENS, World, endpoint, header_rule, oracle, service, with_raw};
 
 #[tokio::test]
 async fn every_api_passes() {
@@ -149,10 +149,8 @@ async fn two_services() -> World {
         sims.push(Sim::start(SimConfig::default()).await.unwrap());
     }
     let mut chat = service(&sims[..1]);
-    chat.versions.push(VersionSpec { name: "v2".to_owned(), endpoints: vec![endpoint(&sims[1], 0)] });
-    let rule =
-        |value: &str| RuleSpec { header: ("x-gray".to_owned(), value.to_owned()), version: "v2".to_owned() };
-    chat.rules = vec![rule("yes"), rule("v2")];
+    chat.versions.push(VersionSpec::new("v2", vec![endpoint(&sims[1], 0)]));
+    chat.rules = vec![header_rule("x-gray", "yes", "v2"), header_rule("x-gray", "v2", "v2")];
     let other = ServiceSpec {
         name: "other".to_owned(),
         models: vec!["other-model".to_owned()],

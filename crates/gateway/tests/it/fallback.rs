@@ -2,12 +2,12 @@
 //! is meant.
 
 use backstop_core::health::State;
-use backstop_core::table::{FallbackSpec, FallbackStep, RetrySpec, RuleSpec, VersionSpec, When};
+use backstop_core::table::{FallbackSpec, FallbackStep, RetrySpec, VersionSpec, When};
 use backstop_engine_sim::{Fault, Rule, SimConfig};
 use serde_json::{Value, json};
 
 use crate::client::{CHAT, End, Reply, call, chat, hi};
-use crate::world::{TOKENS, World, endpoint, ms, oracle, service};
+use crate::world::{TOKENS, World, endpoint, header_rule, ms, oracle, service};
 
 const ALWAYS: When = When { failure: true, overload: true };
 
@@ -129,9 +129,8 @@ async fn gray(change: impl FnOnce(&mut backstop_core::table::ServiceSpec)) -> Wo
     world.apply(|spec| {
         let service = &mut spec.services[0];
         service.versions[0].endpoints.remove(0);
-        service.versions.push(VersionSpec { name: "v2".to_owned(), endpoints: vec![gray] });
-        service.rules =
-            vec![RuleSpec { header: ("x-gray".to_owned(), "1".to_owned()), version: "v2".to_owned() }];
+        service.versions.push(VersionSpec::new("v2", vec![gray]));
+        service.rules = vec![header_rule("x-gray", "1", "v2")];
         change(service);
     });
     world.until_all(State::Healthy).await;

@@ -5,7 +5,7 @@ use backstop_engine_sim::{Cut, Dialect, Dist, Fault, SimConfig, expected_complet
 use serde_json::{Value, json};
 
 use crate::client::{CHAT, Conn, End, Reply, call, chat, hi, until};
-use crate::world::{TOKENS, World, endpoint, ms, oracle};
+use crate::world::{TOKENS, World, endpoint, header_rule, ms, oracle};
 
 pub(crate) fn resumes(service: &mut ServiceSpec) {
     resumes_by(service, &[ResumeMode::Continue, ResumeMode::Replay]);
@@ -240,11 +240,8 @@ async fn another_version_may_carry_on_where_that_is_allowed() {
         world.apply(|spec| {
             let service = &mut spec.services[0];
             service.versions[0].endpoints.remove(0);
-            service.versions.push(VersionSpec { name: "v2".to_owned(), endpoints: vec![gray] });
-            service.rules = vec![backstop_core::table::RuleSpec {
-                header: ("x-gray".to_owned(), "1".to_owned()),
-                version: "v2".to_owned(),
-            }];
+            service.versions.push(VersionSpec::new("v2", vec![gray]));
+            service.rules = vec![header_rule("x-gray", "1", "v2")];
             service.resume.across = across;
         });
         world.until_all(backstop_core::health::State::Healthy).await;
@@ -305,11 +302,8 @@ async fn nothing_is_carried_on_by_a_version_that_was_taken_back() {
     world.apply(|spec| {
         let service = &mut spec.services[0];
         service.versions[0].endpoints.drain(..2);
-        service.versions.push(VersionSpec { name: "v2".to_owned(), endpoints: vec![first, second] });
-        service.rules = vec![backstop_core::table::RuleSpec {
-            header: ("x-gray".to_owned(), "1".to_owned()),
-            version: "v2".to_owned(),
-        }];
+        service.versions.push(VersionSpec::new("v2", vec![first, second]));
+        service.rules = vec![header_rule("x-gray", "1", "v2")];
     });
     world.until_all(backstop_core::health::State::Healthy).await;
     let mut conn = Conn::open(world.addr).await;

@@ -1,5 +1,6 @@
 //! A gateway with its simulated engines, on free ports of the loopback interface.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,8 +11,9 @@ use backstop_core::health::State;
 use backstop_core::standby::Stage;
 use backstop_core::status::{EndpointStatus, Totals};
 use backstop_core::table::{
-    BalancePolicy, BreakerSpec, EndpointSpec, Engine, FailoverSpec, HealthSpec, OutlierSpec, RateSpec,
-    RegionSpec, ResumeSpec, RetrySpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
+    BalancePolicy, BreakerSpec, Condition, EndpointSpec, Engine, FailoverSpec, HealthSpec, OutlierSpec,
+    RateSpec, RegionSpec, ResumeSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec, Timeouts, UnitSource,
+    VersionSpec,
 };
 use backstop_engine_sim::{Sim, SimConfig, expected_text};
 use backstop_gateway::Gateway;
@@ -49,8 +51,11 @@ pub(crate) fn service(sims: &[Sim]) -> ServiceSpec {
         name: "chat".to_owned(),
         models: vec!["chat".to_owned()],
         stable: "v1".to_owned(),
-        versions: vec![VersionSpec { name: "v1".to_owned(), endpoints }],
+        versions: vec![VersionSpec::new("v1", endpoints)],
         rules: Vec::new(),
+        groups: BTreeMap::new(),
+        sticky: vec![UnitSource::Request],
+        trial: None,
         balance: BalancePolicy::RoundRobin,
         regions: RegionSpec::default(),
         dependencies: Vec::new(),
@@ -93,6 +98,12 @@ pub(crate) fn service(sims: &[Sim]) -> ServiceSpec {
 
 pub(crate) fn endpoint(sim: &Sim, priority: u8) -> EndpointSpec {
     EndpointSpec { priority, ..EndpointSpec::new(sim.addr().into(), Engine::Sim) }
+}
+
+/// Sends requests with this header to `version`.
+pub(crate) fn header_rule(name: &str, value: &str, version: &str) -> RuleSpec {
+    let when = vec![Condition::Header(name.to_owned(), value.to_owned())];
+    RuleSpec { when, version: version.to_owned() }
 }
 
 /// All endpoints on one level.
