@@ -16,6 +16,7 @@ pub mod outlier;
 pub mod progress;
 pub mod rate;
 pub mod report;
+pub mod rollout;
 pub mod standby;
 pub mod status;
 pub mod table;

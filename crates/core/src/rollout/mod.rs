@@ -1,0 +1,340 @@
+//! Releases: a version gets the traffic of another one step by step, or is sent back.
+//!
+//! A pure state machine. [`Release::step`] is total and deterministic: the same state, event and time give the same
+//! outcome. What it decides is told as [`Effect`]s, in the order in which they are to be done; the state that comes
+//! with them has to be kept first if they raise what the canary gets, and afterwards if they lower it.
+//!
+//! Time is the release's own: milliseconds in which it was looked after, which never goes back, whatever the clock
+//! does.
+
+mod plan;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use plan::{ALL, OnExpiry, Plan, Step, Way};
+
+/// A release and where it stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Release {
+    pub id: String,
+    pub service: String,
+    pub kind: Kind,
+    /// The version that is known to be good: it serves what the canary does not, and all after a rollback.
+    pub stable: String,
+    /// The version on trial.
+    pub canary: String,
+    pub plan: Plan,
+    pub phase: Phase,
+    /// What keeps it from going on, and since when.
+    pub holds: BTreeMap<Hold, u64>,
+    /// Its time, in milliseconds.
+    pub now: u64,
+    /// When the phase, the step of the canary or that of a retreat began.
+    pub since: u64,
+    /// How much of the phase nothing held it up.
+    pub clean: u64,
+    /// The next step has been approved.
+    pub approved: bool,
+    /// Grows with each change of the canary's share; see [`TrialSpec`](crate::table::TrialSpec).
+    pub epoch: u32,
+    /// Why it is or was sent back.
+    pub cause: Option<Cause>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Canary,
+    /// All at once, after the new version has shown that it is ready.
+    BlueGreen,
+    /// Away from a version that had become stable.
+    Rollback,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "name")]
+pub enum Phase {
+    /// Nothing has begun: the canary is waited for.
+    Waiting,
+    /// The canary has the share of this step.
+    Step { index: usize },
+    /// The canary has all traffic, and can be left at once.
+    Bake,
+    /// The canary is the stable version. Final.
+    Promoted,
+    /// The canary has this share of the retreat.
+    Retreat { index: usize },
+    /// The canary has nothing; whether stable is as well as before remains to be seen.
+    Verifying,
+    /// The canary was sent back, and stable is well. Final.
+    RolledBack,
+    /// The canary was sent back, and stable is not as well as before. Final.
+    VerifyFailed,
+    /// An operator has called it off; nothing is held against the canary. Final.
+    Aborted,
+}
+
+impl Phase {
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Promoted | Self::RolledBack | Self::VerifyFailed | Self::Aborted)
+    }
+
+    /// The canary has lost or is losing its traffic.
+    pub fn is_back(self) -> bool {
+        matches!(self, Self::Retreat { .. } | Self::Verifying | Self::RolledBack | Self::VerifyFailed)
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waiting => f.write_str("waiting"),
+            Self::Step { index } => write!(f, "step {}", index + 1),
+            Self::Bake => f.write_str("bake"),
+            Self::Promoted => f.write_str("promoted"),
+            Self::Retreat { index } => write!(f, "retreat {}", index + 1),
+            Self::Verifying => f.write_str("verifying"),
+            Self::RolledBack => f.write_str("rolled back"),
+            Self::VerifyFailed => f.write_str("verify failed"),
+            Self::Aborted => f.write_str("aborted"),
+        }
+    }
+}
+
+/// What keeps a release from going on; none of them is a reason to send it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hold {
+    /// An operator said so, or a trigger that only warns.
+    Paused,
+    /// The next step waits for somebody's approval.
+    Approval,
+    /// Stable is in trouble too: nobody is to blame, and nowhere is better.
+    Incident,
+    /// The split is not what it should be, so that the arms can't be compared.
+    Imbalance,
+    /// A source of metrics does not answer.
+    Provider,
+    /// There were more bad units than can be counted.
+    Overflow,
+    /// Outside of the release window, or during a freeze.
+    Window,
+    /// The canary can't serve yet.
+    NotReady,
+    /// It is too old, and somebody has to decide.
+    Expired,
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Paused => "paused",
+            Self::Approval => "waits for approval",
+            Self::Incident => "incident: stable is in trouble too",
+            Self::Imbalance => "the split is not what it should be",
+            Self::Provider => "a source of metrics does not answer",
+            Self::Overflow => "more bad units than can be counted",
+            Self::Window => "outside of the release window",
+            Self::NotReady => "the canary is not ready",
+            Self::Expired => "expired: somebody has to decide",
+        })
+    }
+}
+
+/// Why a version was sent back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Cause {
+    /// The evidence says that it is worse.
+    Regressed { metric: String },
+    /// A critical trigger.
+    Trigger { trigger: String },
+    /// It can't serve at all.
+    HardStop { reason: String },
+    /// It did not end in time.
+    Expired,
+    /// Somebody said so.
+    Operator { actor: String, reason: String },
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Regressed { metric } => write!(f, "regressed: {metric}"),
+            Self::Trigger { trigger } => write!(f, "trigger: {trigger}"),
+            Self::HardStop { reason } => write!(f, "hard stop: {reason}"),
+            Self::Expired => f.write_str("expired"),
+            Self::Operator { actor, reason } if reason.is_empty() => write!(f, "by {actor}"),
+            Self::Operator { actor, reason } => write!(f, "by {actor}: {reason}"),
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Nothing but time, and this is how things are.
+    Tick(Observed),
+    /// An operator has said so; whether an endpoint of each version can serve at that moment.
+    Command { command: Command, stable_ready: bool, canary_ready: bool },
+}
+
+/// How things are, as far as a release has to know.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Observed {
+    /// An endpoint of the version can serve.
+    pub canary_ready: bool,
+    pub stable_ready: bool,
+    /// The canary can't serve at all, or does not stay up; and why.
+    pub hard_stop: Option<String>,
+    /// The metric by which the evidence says that the canary is worse.
+    pub regressed: Option<String>,
+    /// The critical trigger that the canary has set off.
+    pub critical: Option<String>,
+    /// A trigger that only warns.
+    pub warning: Option<String>,
+    /// Stable sets off a trigger too.
+    pub stable_in_trouble: bool,
+    /// The arms can't be compared.
+    pub imbalance: bool,
+    pub provider_error: bool,
+    pub overflow: bool,
+    /// A step may begin now.
+    pub window_open: bool,
+    /// Requests that the canary has had in this step.
+    pub requests: u64,
+    /// Stable is as well as before the release; `None` = not known yet.
+    pub recovered: Option<bool>,
+}
+
+/// What an operator may say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    Pause,
+    Resume,
+    /// Approves the next step.
+    Approve,
+    /// The canary becomes the stable version now.
+    Promote,
+    /// Back to stable; nothing is held against the canary.
+    Abort,
+    Rollback {
+        way: Way,
+        actor: String,
+        reason: String,
+    },
+}
+
+/// What follows from a step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// The canary's share has changed: see [`Release::exposure`].
+    Expose(Exposure),
+    /// The canary gets nothing any more, by rules neither, and is not released again as it is.
+    Veto,
+    /// Worth telling.
+    Tell(Severity, String),
+    /// The release has ended: its account can be written.
+    Account,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    Info,
+    Warning,
+    Critical,
+}
+
+/// Who gets what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposure {
+    /// Gets what the canary does not.
+    pub stable: String,
+    pub canary: String,
+    pub buckets: u32,
+    /// Evidence of each is counted for itself.
+    pub step: u32,
+}
+
+/// Why a command was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// It has ended, and does not begin again.
+    Finished(Phase),
+    /// There is nothing that this could mean now.
+    Pointless(&'static str),
+    /// The version to go back to can't serve.
+    StableNotReady,
+    /// The version to go on to can't serve.
+    CanaryNotReady,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished(phase) => write!(f, "the release has ended: {phase}"),
+            Self::Pointless(why) => f.write_str(why),
+            Self::StableNotReady => f.write_str("the version to go back to has no endpoint that can serve"),
+            Self::CanaryNotReady => f.write_str("the version to go on to has no endpoint that can serve"),
+        }
+    }
+}
+
+impl Release {
+    /// A release of `canary`, which is waited for first.
+    pub fn begin(id: &str, service: &str, kind: Kind, stable: &str, canary: &str, plan: Plan) -> Self {
+        Self {
+            id: id.to_owned(),
+            service: service.to_owned(),
+            kind,
+            stable: stable.to_owned(),
+            canary: canary.to_owned(),
+            plan,
+            phase: Phase::Waiting,
+            holds: BTreeMap::new(),
+            now: 0,
+            since: 0,
+            clean: 0,
+            approved: false,
+            epoch: 0,
+            cause: None,
+        }
+    }
+
+    /// The share of the canary, in buckets.
+    pub fn buckets(&self) -> u32 {
+        match self.phase {
+            Phase::Step { index } => self.plan.steps.get(index).map_or(0, |step| step.buckets),
+            Phase::Bake => ALL,
+            Phase::Retreat { index } => self.plan.retreat.get(index).copied().unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    /// Who gets what in this state.
+    pub fn exposure(&self) -> Exposure {
+        let stable = if self.phase == Phase::Promoted { &self.canary } else { &self.stable };
+        let (canary, buckets, step) = (self.canary.clone(), self.buckets(), self.evidence_step());
+        Exposure { stable: stable.clone(), canary, buckets, step }
+    }
+
+    /// Steps of the evidence: those of the plan, the bake, and what comes after.
+    fn evidence_step(&self) -> u32 {
+        let steps = self.plan.steps.len();
+        let step = match self.phase {
+            Phase::Waiting => 0,
+            Phase::Step { index } => index,
+            Phase::Bake => steps,
+            Phase::Retreat { index } => steps + 1 + index,
+            _ => steps + 1 + self.plan.retreat.len(),
+        };
+        u32::try_from(step).unwrap_or(u32::MAX)
+    }
+}
