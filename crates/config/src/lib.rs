@@ -18,10 +18,12 @@ mod node;
 mod order;
 mod problem;
 mod reference;
+mod release;
 mod schema;
 mod source;
 #[cfg(test)]
 mod tests;
+mod time;
 mod types;
 mod units;
 mod validate;
@@ -31,6 +33,7 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use backstop_core::rollout::Settings;
 use backstop_core::table::{Digest, TableSpec};
 use serde_json::Value;
 
@@ -87,6 +90,12 @@ impl Config {
     /// As written: relative to the working directory unless absolute.
     pub fn state_dir(&self) -> &Path {
         Path::new(&self.document.state_dir)
+    }
+
+    /// What is configured of releases of the service of this name.
+    pub fn release(&self, service: &str) -> Option<Settings> {
+        let found = self.document.services.iter().find(|found| found.name.0 == service);
+        found.map(|service| release::settings(&service.release))
     }
 
     /// Everything that is in force: the file with its defaults filled in and the run-time changes of `intent`, in

@@ -12,6 +12,7 @@ use backstop_core::table::Digest;
 use serde::{Serialize, Serializer};
 
 use crate::http::{CheckUrl, HeaderName, HeaderText, HttpPath, HttpUrl};
+use crate::time::{Clock, TimeZoneName};
 
 /// Why a text is not a value of its kind. The texts never repeat the value: it may hold a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub(crate) fn check_format(format: &str, text: &str) -> Result<(), Complaint> {
         Secret::FORMAT => check::<Secret>(text),
         HeaderName::FORMAT => check::<HeaderName>(text),
         HeaderText::FORMAT => check::<HeaderText>(text),
+        Clock::FORMAT => check::<Clock>(text),
+        TimeZoneName::FORMAT => check::<TimeZoneName>(text),
         _ => Ok(()),
     }
 }
@@ -90,6 +93,8 @@ pub(crate) fn expected(format: &str) -> Option<&'static str> {
         Secret::FORMAT => Secret::EXPECTED,
         HeaderName::FORMAT => HeaderName::EXPECTED,
         HeaderText::FORMAT => HeaderText::EXPECTED,
+        Clock::FORMAT => Clock::EXPECTED,
+        TimeZoneName::FORMAT => TimeZoneName::EXPECTED,
         _ => return None,
     })
 }

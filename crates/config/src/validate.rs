@@ -11,6 +11,7 @@ use backstop_core::table::{Scheme, Target};
 use crate::http::HttpUrl;
 use crate::node::Node;
 use crate::problem::{Problem, alternatives, nearest};
+use crate::time::Clock;
 use crate::types::Admin;
 use crate::units::{Listen, Percent, Unit};
 
@@ -36,6 +37,7 @@ pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
         validator.failover(service, &path);
         validator.fallback(service, root, &path);
         validator.admission(service, &path);
+        validator.release(service, &path);
     }
 }
 
@@ -157,24 +159,82 @@ impl Validator<'_> {
     /// Each step of a ramp is larger than the one before, and the last is all.
     fn failover(&mut self, service: &Node, path: &str) {
         let Some(failover) = service.get("failover") else { return };
-        let ramp = items(failover, "ramp");
-        let mut before = 0.0;
-        for (index, step) in ramp.iter().enumerate() {
-            let Some(Ok(share)) = step.text().map(Percent::parse) else { return };
-            let (share, is_last) = (share.share(), index + 1 == ramp.len());
-            let message = if share <= before {
-                "is no larger than the step before it"
-            } else if is_last && share < 1.0 {
-                "is the last step and not all"
+        let ramp: Vec<_> = items(failover, "ramp").iter().map(|share| Some(&**share)).collect();
+        let path = format!("{path}.failover.ramp[]");
+        self.shares(&ramp, &path, "rising shares that end with `100%`", |share, before, last| {
+            if share <= before.unwrap_or(0.0) {
+                Some("is no larger than the step before it")
             } else {
-                before = share;
-                continue;
+                (last && share < 1.0).then_some("is the last step and not all")
+            }
+        });
+    }
+
+    /// Shares that go up to all of it, or down to nothing; a window that opens.
+    fn release(&mut self, service: &Node, path: &str) {
+        let Some(release) = service.get("release") else { return };
+        let path = format!("{path}.release");
+        let steps: Vec<_> = items(release, "steps").iter().map(|step| step.get("weight")).collect();
+        let least = 1.0 / f64::from(backstop_core::rollout::ALL);
+        self.shares(
+            &steps,
+            &format!("{path}.steps[].weight"),
+            "rising shares that end with `100%`",
+            |share, before, last| {
+                if share < least {
+                    Some("is less than `0.001%`")
+                } else if before.is_some_and(|before| share <= before) {
+                    Some("is no larger than the step before it")
+                } else {
+                    (last && share < 1.0).then_some("is the last step and not all")
+                }
+            },
+        );
+        if let Some(gradual) = release.get("rollback").and_then(|rollback| rollback.get("gradual")) {
+            let weights: Vec<_> = items(gradual, "weights").iter().map(|weight| Some(&**weight)).collect();
+            let path = format!("{path}.rollback.gradual.weights[]");
+            self.shares(&weights, &path, "falling shares that end with `0%`", |share, before, last| {
+                if before.is_some_and(|before| share >= before) {
+                    Some("is no smaller than the one before it")
+                } else {
+                    (last && share > 0.0).then_some("is the last one and not nothing")
+                }
+            });
+        }
+        let Some(window) = release.get("window") else { return };
+        let clock = |key, default| text_of(window, key).map_or(Ok(default), |(_, text)| Clock::parse(text));
+        if let (Ok(from), Ok(to)) = (clock("from", Clock::midnight()), clock("to", Clock::end_of_day()))
+            && to <= from
+        {
+            let at = window.get("to").or_else(|| window.get("from")).map_or(window.at, |node| node.at);
+            let message = "the window never opens: it ends before it begins".to_owned();
+            let problem = Problem::new(self.file, at, format!("{path}.window"), message);
+            let hint = "a window lies within a day; two releases a day apart need two days".to_owned();
+            self.problems.push(problem.expected("`to` later than `from`").hint(Some(hint)));
+        }
+    }
+
+    /// Complains of the first share that `wrong` finds something about, given the one before it and whether it is the last.
+    fn shares(
+        &mut self,
+        shares: &[Option<&Node>],
+        path: &str,
+        expected: &'static str,
+        wrong: impl Fn(f64, Option<f64>, bool) -> Option<&'static str>,
+    ) {
+        let mut before = None;
+        for (index, node) in shares.iter().enumerate() {
+            let Some((node, Some(Ok(share)))) = node.map(|node| (node, node.text().map(Percent::parse)))
+            else {
+                return;
             };
-            let message = format!("`{}` {message}", step.shown());
-            let path = format!("{path}.failover.ramp[{index}]");
-            let problem = Problem::new(self.file, step.at, path, message).value(step.shown());
-            self.problems.push(problem.expected("rising shares that end with `100%`"));
-            return;
+            if let Some(wrong) = wrong(share.share(), before, index + 1 == shares.len()) {
+                let message = format!("`{}` {wrong}", node.shown());
+                let path = path.replace("[]", &format!("[{index}]"));
+                let problem = Problem::new(self.file, node.at, path, message).value(node.shown());
+                return self.problems.push(problem.expected(expected));
+            }
+            before = Some(share.share());
         }
     }
 

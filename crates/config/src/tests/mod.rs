@@ -4,6 +4,7 @@ mod access;
 mod intent;
 mod overload;
 mod reading;
+mod release;
 mod values;
 
 use std::collections::BTreeMap;

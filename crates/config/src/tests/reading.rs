@@ -63,7 +63,7 @@ fn structure() {
     check_service("models: [~]", &["3:14 services[0].models[0]: has no value"]);
     check_service("models: [[a]]", &["3:14 services[0].models[0]: `[…]` is not a single value"]);
     check_service("timeouts: 5s", &["3:15 services[0].timeouts: `5s` is not a mapping"]);
-    check_service("release: {}", &["3:5 services[0].release: unknown key `release`"]);
+    check_service("experiment: {}", &["3:5 services[0].experiment: unknown key `experiment`"]);
     check_service("1: {}", &["3:5 services[0].1: unknown key `1`"]);
     check_service("[a, b]: c", &["3:5 services[0]: this key is not text"]);
     check_service("{ a: b }: c", &["3:5 services[0]: this key is not text"]);

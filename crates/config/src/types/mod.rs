@@ -4,6 +4,7 @@
 //! types: doc comments are the text of the reference, `range`, `length` and `x-…` are the limits.
 
 mod health;
+mod release;
 mod request;
 mod service;
 
@@ -14,6 +15,7 @@ use crate::order::ordered;
 use crate::units::{DnsServer, KeyHash, Listen, Name, Percent, Secret, Span, Store};
 
 pub(crate) use health::*;
+pub(crate) use release::*;
 pub(crate) use request::*;
 pub(crate) use service::*;
 

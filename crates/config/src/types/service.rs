@@ -11,7 +11,7 @@ use crate::order::ordered;
 use crate::units::{Name, Secret, Span};
 
 use super::{
-    Admission, Breaker, Cache, Failover, Fallback, Health, Limits, Outlier, Resume, Retry, Timeouts,
+    Admission, Breaker, Cache, Failover, Fallback, Health, Limits, Outlier, Release, Resume, Retry, Timeouts,
 };
 
 /// What clients address by `model`.
@@ -84,6 +84,9 @@ pub(crate) struct Service {
     /// How endpoints are probed.
     #[serde(default)]
     pub(crate) health: Health,
+    /// How new versions are released.
+    #[serde(default)]
+    pub(crate) release: Release,
 }
 
 /// One way to serve a service.

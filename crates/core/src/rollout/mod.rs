@@ -8,6 +8,7 @@
 //! does.
 
 mod plan;
+mod settings;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use plan::{ALL, OnExpiry, Plan, Step, Way};
+pub use settings::{Comparison, Guardrail, Metric, Settings, Trigger, Window};
 
 /// A release and where it stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,78 @@
+//! Times of day and places.
+
+use serde::{Serialize, Serializer};
+
+use crate::units::{Complaint, Unit, unit};
+
+/// A time of day, to the minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Clock(pub(crate) u16);
+
+unit!(Clock);
+
+impl Unit for Clock {
+    const FORMAT: &'static str = "time-of-day";
+    const EXPECTED: &'static str = "hours and minutes, from `\"00:00\"` to `\"24:00\"`, in quotes";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        const NOT: Complaint = Complaint::new("is not a time of day", Clock::EXPECTED);
+        let (hours, minutes) = text.split_once(':').ok_or(NOT)?;
+        let number = |digits: &str| {
+            let plain = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_digit());
+            if plain { digits.parse::<u16>().ok() } else { None }
+        };
+        let (hours, minutes) = (number(hours).ok_or(NOT)?, number(minutes).ok_or(NOT)?);
+        let since_midnight = hours * 60 + minutes;
+        if minutes < 60 && since_midnight <= Self::end_of_day().0 {
+            Ok(Self(since_midnight))
+        } else {
+            Err(NOT)
+        }
+    }
+}
+
+impl Clock {
+    pub(crate) const fn midnight() -> Self {
+        Self(0)
+    }
+
+    pub(crate) const fn end_of_day() -> Self {
+        Self(24 * 60)
+    }
+}
+
+impl Serialize for Clock {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:02}:{:02}", self.0 / 60, self.0 % 60))
+    }
+}
+
+/// A time zone that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TimeZoneName(pub(crate) String);
+
+unit!(TimeZoneName);
+
+impl Unit for TimeZoneName {
+    const FORMAT: &'static str = "time-zone";
+    const EXPECTED: &'static str = "the IANA name of a time zone, such as `Europe/Berlin` or `UTC`";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        match jiff::tz::TimeZone::get(text) {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(_) => Err(Complaint::new("is not a time zone", Self::EXPECTED)),
+        }
+    }
+}
+
+impl TimeZoneName {
+    pub(crate) fn utc() -> Self {
+        Self("UTC".to_owned())
+    }
+}
+
+impl Serialize for TimeZoneName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}

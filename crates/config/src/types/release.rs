@@ -1,0 +1,349 @@
+//! How versions are released.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::order::ordered;
+use crate::time::{Clock, TimeZoneName};
+use crate::units::{Percent, Span};
+
+/// How a new version gets the traffic of the stable one, and what sends it back. In force for the releases that begin
+/// after a change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "release", transform = ordered::<Self>)]
+pub(crate) struct Release {
+    /// Step by step, or all at once after the new version has shown that it is ready.
+    pub(crate) mode: ReleaseMode,
+    /// Shares of the new version, rising. A `blue_green` release has one step of its own.
+    #[schemars(length(min = 1, max = 20))]
+    pub(crate) steps: Vec<ReleaseStep>,
+    /// Times to the first token and the like count only after so much of a step: a cold engine is slow.
+    #[schemars(extend("x-min" = "0s", "x-max" = "24h"))]
+    pub(crate) warmup: Span,
+    /// How long the new version has all traffic and can be left at once, before it is the stable one.
+    #[schemars(extend("x-min" = "0s", "x-max" = "30d"))]
+    pub(crate) bake: Span,
+    /// A release that has not ended by then ends as `on_expiry` says.
+    #[schemars(extend("x-min" = "1s", "x-max" = "365d"))]
+    pub(crate) max_age: Span,
+    /// What happens to a release that is too old.
+    pub(crate) on_expiry: OnExpiry,
+    /// When steps may begin. What has begun goes on, and going back is always possible.
+    #[schemars(extend("x-default" = "always"))]
+    pub(crate) window: Option<ReleaseWindow>,
+    /// How often evidence may send back a version that is as good as the stable one, at most: 0.01 is one in a
+    /// hundred releases, however often one looks.
+    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 0.5))]
+    pub(crate) alpha: f64,
+    /// What the new version must not be worse in than the stable one.
+    #[schemars(length(min = 1))]
+    pub(crate) guardrails: Vec<Guardrail>,
+    /// Limits that it must not pass, whatever the stable one does. If the stable version passes one too, the release
+    /// waits: nobody is to blame.
+    pub(crate) triggers: Vec<Trigger>,
+    /// How it goes back.
+    pub(crate) rollback: Rollback,
+    /// How long the stable version has to show after a rollback that it is as well as before.
+    #[schemars(extend("x-min" = "0s", "x-max" = "24h"))]
+    pub(crate) verify: Span,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "release-mode")]
+pub(crate) enum ReleaseMode {
+    #[default]
+    Canary,
+    BlueGreen,
+}
+
+/// A share of the traffic, and what it takes to go on from there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "release-step", transform = ordered::<Self>)]
+pub(crate) struct ReleaseStep {
+    /// Share of the units (see `sticky`) that the new version gets; at least `0.001%`.
+    pub(crate) weight: Percent,
+    /// How long at least. Time in which something holds the release up does not count.
+    #[serde(default = "no_time")]
+    #[schemars(extend("x-min" = "0s", "x-max" = "30d"))]
+    pub(crate) hold: Span,
+    /// How many requests the new version must have had in this step.
+    #[serde(default = "enough")]
+    #[schemars(range(max = 1_000_000_000))]
+    pub(crate) min_requests: u64,
+    /// Waits for `backstop release approve` before it begins.
+    #[serde(default)]
+    pub(crate) approval: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "on-expiry")]
+pub(crate) enum OnExpiry {
+    /// It goes back.
+    #[default]
+    Rollback,
+    /// It stays as it is until somebody decides.
+    Ask,
+}
+
+/// Hours of the week.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "release-window", transform = ordered::<Self>)]
+pub(crate) struct ReleaseWindow {
+    /// Days of the week.
+    #[serde(default = "every_day")]
+    #[schemars(length(min = 1))]
+    pub(crate) days: Vec<Day>,
+    /// When it opens.
+    #[serde(default = "Clock::midnight")]
+    pub(crate) from: Clock,
+    /// When it closes, later than `from`; `24:00` is the end of the day.
+    #[serde(default = "Clock::end_of_day")]
+    pub(crate) to: Clock,
+    /// IANA name of the time zone.
+    #[serde(default = "TimeZoneName::utc")]
+    pub(crate) tz: TimeZoneName,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "day")]
+pub(crate) enum Day {
+    Mon,
+    Tue,
+    Wed,
+    Thu,
+    Fri,
+    Sat,
+    Sun,
+}
+
+/// A metric in which the new version must not be worse. Only the first attempt of each request counts: what is made good
+/// elsewhere is still the new version's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "guardrail", transform = ordered::<Self>)]
+pub(crate) struct Guardrail {
+    /// What is compared.
+    pub(crate) metric: Metric,
+    /// How much worse is tolerated. Of a rate: its ratio to the stable version's. Of a time: the factor on the stable
+    /// version's own median, p90, p95 and p99 as they were before the release.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1.0, max = 100.0))]
+    pub(crate) max_ratio: f64,
+    /// How much of the evidence it makes up, relative to the others: what weighs more is noticed a little sooner.
+    #[serde(default = "one")]
+    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1000))]
+    pub(crate) weight: f64,
+}
+
+/// What answers are judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "release-metric")]
+pub(crate) enum Metric {
+    /// No whole answer, for whatever reason but the client's.
+    ErrorRate,
+    /// The engine takes the request for the client's mistake (4xx).
+    RejectedRate,
+    /// Whole answers with nothing in them.
+    EmptyRate,
+    /// Answers that ended because they were too long.
+    LengthRate,
+    /// Answers withheld for their content.
+    FilteredRate,
+    /// Time to the first token; streams only.
+    Ttft,
+    /// Time per output token; streams only.
+    Tpot,
+    /// Time to the end of the answer.
+    Latency,
+}
+
+/// A limit for a rate of the new version.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "trigger", transform = ordered::<Self>)]
+pub(crate) struct Trigger {
+    /// What is watched.
+    pub(crate) metric: Rate,
+    /// How it must stand to the threshold to set the trigger off.
+    #[serde(default)]
+    pub(crate) op: Comparison,
+    /// Share of the requests.
+    pub(crate) threshold: Percent,
+    /// Over how long the rate is taken.
+    #[serde(default = "half_a_minute")]
+    #[schemars(extend("x-min" = "1s", "x-max" = "1h"))]
+    pub(crate) window: Span,
+    /// With fewer requests in the window it says nothing.
+    #[serde(default = "some")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub(crate) min_requests: u64,
+    /// `critical` sends the version back, `warning` pauses the release, `info` is noted.
+    #[serde(default)]
+    pub(crate) severity: Severity,
+    /// How long it is silent after it was set off.
+    #[serde(default = "five_minutes")]
+    #[schemars(extend("x-min" = "0s", "x-max" = "24h"))]
+    pub(crate) cooldown: Span,
+}
+
+/// Rates that a trigger can watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "release-rate")]
+pub(crate) enum Rate {
+    /// As in `guardrails`.
+    ErrorRate,
+    /// As in `guardrails`.
+    RejectedRate,
+    /// As in `guardrails`.
+    EmptyRate,
+    /// As in `guardrails`.
+    LengthRate,
+    /// As in `guardrails`.
+    FilteredRate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "comparison")]
+pub(crate) enum Comparison {
+    /// Greater than.
+    #[default]
+    Gt,
+    /// Less than.
+    Lt,
+    /// Equal.
+    Eq,
+    /// Greater or equal.
+    Ge,
+    /// Less or equal.
+    Le,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "severity")]
+pub(crate) enum Severity {
+    Info,
+    Warning,
+    #[default]
+    Critical,
+}
+
+/// How a version goes back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "rollback", transform = ordered::<Self>)]
+pub(crate) struct Rollback {
+    /// For a critical trigger.
+    pub(crate) critical: Way,
+    /// For evidence that it is worse.
+    pub(crate) regressed: Way,
+    /// How, if not at once.
+    pub(crate) gradual: Gradual,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "rollback-way")]
+pub(crate) enum Way {
+    /// At once.
+    #[default]
+    Instant,
+    /// By the shares of `gradual`; at once if it gets worse meanwhile.
+    Gradual,
+}
+
+/// Steps down.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "gradual", transform = ordered::<Self>)]
+pub(crate) struct Gradual {
+    /// Shares of the new version, falling, and `0%` last. Those that are not below what it has are left out.
+    #[schemars(length(min = 1, max = 20))]
+    pub(crate) weights: Vec<Percent>,
+    /// How long each lasts.
+    #[schemars(extend("x-min" = "1ms", "x-max" = "24h"))]
+    pub(crate) every: Span,
+}
+
+impl Default for Release {
+    fn default() -> Self {
+        let guardrail = |metric, weight| Guardrail { metric, max_ratio: 1.0, weight };
+        Self {
+            mode: ReleaseMode::Canary,
+            steps: [1.0, 10.0, 50.0, 100.0].map(ReleaseStep::of).to_vec(),
+            warmup: Span::secs(60),
+            bake: Span::secs(300),
+            max_age: Span::secs(7 * 86_400),
+            on_expiry: OnExpiry::Rollback,
+            window: None,
+            alpha: 0.01,
+            guardrails: vec![
+                Guardrail { max_ratio: 1.1, ..guardrail(Metric::ErrorRate, 5.0) },
+                guardrail(Metric::Ttft, 1.0),
+                guardrail(Metric::Tpot, 1.0),
+                guardrail(Metric::Latency, 1.0),
+                Guardrail { max_ratio: 1.1, ..guardrail(Metric::EmptyRate, 1.0) },
+                Guardrail { max_ratio: 1.1, ..guardrail(Metric::LengthRate, 1.0) },
+            ],
+            triggers: Vec::new(),
+            rollback: Rollback::default(),
+            verify: Span::secs(300),
+        }
+    }
+}
+
+impl ReleaseStep {
+    fn of(percent: f64) -> Self {
+        let hold = if percent < 100.0 { Span::secs(600) } else { no_time() };
+        Self { weight: Percent::new(percent), hold, min_requests: enough(), approval: false }
+    }
+}
+
+impl Default for Rollback {
+    fn default() -> Self {
+        Self { critical: Way::Instant, regressed: Way::Instant, gradual: Gradual::default() }
+    }
+}
+
+impl Default for Gradual {
+    fn default() -> Self {
+        Self { weights: [50.0, 20.0, 5.0, 0.0].map(Percent::new).to_vec(), every: Span::secs(60) }
+    }
+}
+
+fn no_time() -> Span {
+    Span::secs(0)
+}
+
+fn half_a_minute() -> Span {
+    Span::secs(30)
+}
+
+fn five_minutes() -> Span {
+    Span::secs(300)
+}
+
+fn enough() -> u64 {
+    100
+}
+
+fn some() -> u64 {
+    20
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn every_day() -> Vec<Day> {
+    vec![Day::Mon, Day::Tue, Day::Wed, Day::Thu, Day::Fri, Day::Sat, Day::Sun]
+}
