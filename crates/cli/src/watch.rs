@@ -34,11 +34,13 @@ pub(crate) async fn reload(control: Arc<Control>, seen: Vec<u8>) -> anyhow::Resu
 pub(crate) async fn follow(control: Arc<Control>) {
     let mut config = Watched::new(control.config_path().to_owned(), Vec::new());
     let mut intent = Watched::new(control.intent_path().to_owned(), Vec::new());
+    let mut routes = Watched::new(control.routes_path().to_owned(), Vec::new());
     loop {
         blocking(&control, Control::follow).await;
         tokio::select! {
             () = config.changed() => {}
             () = intent.changed() => {}
+            () = routes.changed() => {}
         }
     }
 }

@@ -98,6 +98,24 @@ impl Config {
         found.map(|service| release::settings(&service.release))
     }
 
+    /// What the file calls the stable version of a service: its first one, if it does not say.
+    pub fn stable(&self, service: &str) -> Option<String> {
+        let found = self.document.services.iter().find(|found| found.name.0 == service)?;
+        let stable = found.stable.as_ref().or_else(|| Some(&found.versions.first()?.name))?;
+        Some(stable.0.clone())
+    }
+
+    /// What a version is, as the file describes it, in a few digits: the same as long as nothing of it has been changed.
+    /// Secrets are left out.
+    pub fn version_digest(&self, service: &str, version: &str) -> Option<String> {
+        let found = self.document.services.iter().find(|found| found.name.0 == service)?;
+        let mut version = found.versions.iter().find(|found| found.name.0 == version)?.clone();
+        // The same by another name is the same.
+        version.name.0.clear();
+        let text = serde_json::to_string(&version).unwrap_or_default();
+        Some(digest(&text).0.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
     /// Everything that is in force: the file with its defaults filled in and the run-time changes of `intent`, in
     /// the form of the file. Secrets are left out.
     pub fn effective(&self, intent: &Intent) -> Value {

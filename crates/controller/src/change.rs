@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::stored::IntentFileError;
+use crate::stored::StateFileError;
 
 /// Who asks for a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub enum Actor {
     Local,
     /// The bearer of the token of this name.
     Token(String),
+    /// A release, by what it was told to do.
+    Release,
 }
 
 impl fmt::Display for Actor {
@@ -28,6 +30,7 @@ impl fmt::Display for Actor {
             Self::File => "file",
             Self::Signal => "signal",
             Self::Local => "local",
+            Self::Release => "release",
             Self::Token(name) => name,
         })
     }
@@ -61,6 +64,8 @@ pub enum Refusal {
     DataPlane(String),
     #[error("nothing was failed back: {0}")]
     NoFailback(String),
+    #[error("service `{service}` has a release under way, `{release}`: {what}")]
+    Releasing { service: String, release: String, what: &'static str },
     #[error("this process has handed over to a new one and follows it")]
     Following,
 }
@@ -69,7 +74,7 @@ pub enum Refusal {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
-    Intent(#[from] IntentFileError),
+    State(#[from] StateFileError),
     #[error("the configuration can't be served: {0}")]
     DataPlane(String),
 }

@@ -9,11 +9,12 @@ use arc_swap::ArcSwap;
 use backstop_config::{Config, Intent, Place, Problems};
 use backstop_core::event::What;
 use backstop_core::status::DependencyState;
-use backstop_core::table::TokenSpec;
+use backstop_core::table::{TableSpec, TokenSpec};
 use tracing::{error, info, warn};
 
 use crate::DataPlane;
 use crate::change::{Actor, Changed, EndpointChange, LastChange, Refusal, StartError, count};
+use crate::routes::{Route, Routes, RoutesFile};
 use crate::stored::{IntentFile, Stored};
 
 /// Texts of clients in events are cut at this length: a thousand events are kept.
@@ -24,6 +25,7 @@ const LONGEST_TEXT: usize = 500;
 pub(crate) struct Current {
     pub(crate) config: Config,
     pub(crate) intent: Intent,
+    pub(crate) routes: Routes,
     pub(crate) revision: u64,
     pub(crate) tokens: Vec<TokenSpec>,
     /// When the file was read, in milliseconds since the Unix epoch.
@@ -39,6 +41,7 @@ pub struct Control {
     data_plane: Arc<dyn DataPlane>,
     path: PathBuf,
     stored: IntentFile,
+    routes: RoutesFile,
     /// What a reload can't change.
     started_with: Config,
     current: ArcSwap<Current>,
@@ -55,10 +58,16 @@ impl Control {
     /// The changes can't be read, or the data plane can't serve the outcome.
     pub fn start(path: &Path, config: Config, data_plane: Arc<dyn DataPlane>) -> Result<Self, StartError> {
         let stored = IntentFile::in_dir(config.state_dir());
-        let Stored { revision, intent, .. } = stored.read()?;
+        let Stored { revision, intent } = stored.read()?;
+        let routes_file = RoutesFile::in_dir(config.state_dir());
+        let mut routes = routes_file.read()?;
+        let followed = routes.follow_file(&config);
         let revision = revision + 1;
-        let table = backstop_config::compile(&config, &intent, revision);
+        let table = compile(&config, &intent, &routes, revision);
         data_plane.apply(&table).map_err(StartError::DataPlane)?;
+        for (service, before, now) in &followed {
+            info!(service, before, now, "the configuration calls another version stable");
+        }
         for change in intent.pending(&config) {
             let Place { service, version, url } = &change.place;
             warn!(
@@ -71,6 +80,7 @@ impl Control {
         let current = Current {
             config: config.clone(),
             intent,
+            routes,
             revision,
             tokens: table.tokens,
             loaded_at: unix_millis(),
@@ -81,6 +91,7 @@ impl Control {
             data_plane,
             path: path.to_owned(),
             stored,
+            routes: routes_file,
             started_with: config,
             current: ArcSwap::from_pointee(current),
             changing: Mutex::default(),
@@ -96,6 +107,11 @@ impl Control {
     /// The file of the run-time changes.
     pub fn intent_path(&self) -> &Path {
         self.stored.path()
+    }
+
+    /// The file of the routes.
+    pub fn routes_path(&self) -> &Path {
+        self.routes.path()
     }
 
     /// Of the table that serves.
@@ -125,7 +141,15 @@ impl Control {
             .may_change(&before, if_match)
             .and_then(|()| {
                 let config = self.read_config()?;
-                self.apply(before.revision, (config, unix_millis()), before.intent.clone(), &deed)
+                if let Some((service, release, what)) = before.routes.disturbs(&config) {
+                    return Err(Refusal::Releasing { service, release, what });
+                }
+                let mut routes = before.routes.clone();
+                if !routes.follow_file(&config).is_empty() {
+                    self.keep_routes(&routes)?;
+                }
+                let next = Next { config, loaded_at: unix_millis(), intent: before.intent.clone(), routes };
+                self.apply(before.revision, next, &deed)
             })
             .map_err(|refusal| self.refuse(&deed, refusal))?;
         info!(%actor, revision = current.revision, "configuration reloaded");
@@ -222,11 +246,13 @@ impl Control {
             error!(%error, "the run-time changes stay as they were");
             before.intent.clone()
         });
-        if (&config, &intent) == (&before.config, &before.intent) {
+        let routes = self.read_routes(&before);
+        if (&config, &intent, &routes) == (&before.config, &before.intent, &before.routes) {
             return;
         }
         let loaded_at = if config == before.config { before.loaded_at } else { unix_millis() };
-        if let Err(refusal) = self.apply(before.revision, (config, loaded_at), intent, &deed) {
+        let next = Next { config, loaded_at, intent, routes };
+        if let Err(refusal) = self.apply(before.revision, next, &deed) {
             self.refuse(&deed, refusal);
         }
     }
@@ -243,14 +269,66 @@ impl Control {
             Ok(stored) => stored,
             Err(error) => return error!(%error, "the run-time changes stay as they were"),
         };
-        if stored.intent == before.intent {
+        let routes = self.read_routes(&before);
+        if (&stored.intent, &routes) == (&before.intent, &before.routes) {
             return;
         }
         let last_revision = before.revision.max(stored.revision);
-        let config = (before.config.clone(), before.loaded_at);
-        if let Err(refusal) = self.apply(last_revision, config, stored.intent, &deed) {
+        let next = Next { intent: stored.intent, routes, ..Next::like(&before) };
+        if let Err(refusal) = self.apply(last_revision, next, &deed) {
             self.refuse(&deed, refusal);
         }
+    }
+
+    /// Changes who gets the traffic of `service`, as `order` says: what lowers what a version gets is served first and
+    /// kept then, and is served even if it can't be kept. Gives the new revision.
+    pub(crate) fn route(
+        &self,
+        service: &str,
+        route: Route,
+        order: Order,
+        deed: &Deed<'_>,
+    ) -> Result<u64, Refusal> {
+        let _one_at_a_time = self.lock();
+        let before = self.current();
+        self.may_change(&before, None).map_err(|refusal| self.refuse(deed, refusal))?;
+        if before.routes.get(service) == Some(&route) {
+            return Ok(before.revision);
+        }
+        let mut routes = before.routes.clone();
+        routes.set(service, route);
+        let next = Next { routes: routes.clone(), ..Next::like(&before) };
+        if order == Order::KeepFirst {
+            self.keep_routes(&routes).map_err(|refusal| self.refuse(deed, refusal))?;
+        }
+        let current =
+            self.apply(before.revision, next, deed).map_err(|refusal| self.refuse(deed, refusal))?;
+        if order == Order::ServeFirst
+            && let Err(refusal) = self.keep_routes(&routes)
+        {
+            error!(%refusal, service, "what is served now would be lost with a restart");
+        }
+        Ok(current.revision)
+    }
+
+    /// The route of a service as it is now; `None` if there is no such service.
+    pub(crate) fn route_of(&self, service: &str) -> Option<Route> {
+        let current = self.current();
+        current.routes.of(&current.config, service)
+    }
+
+    fn keep_routes(&self, routes: &Routes) -> Result<(), Refusal> {
+        let path = || self.routes.path().display().to_string();
+        let not_kept = |error: std::io::Error| Refusal::NotKept { path: path(), reason: error.to_string() };
+        self.routes.write(routes).map_err(not_kept)
+    }
+
+    /// As they are on disk; as they were, if they can't be read.
+    fn read_routes(&self, before: &Current) -> Routes {
+        self.routes.read().unwrap_or_else(|error| {
+            error!(%error, "the routes stay as they were");
+            before.routes.clone()
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
@@ -302,32 +380,31 @@ impl Control {
             reason: error.to_string(),
         };
         self.stored.write(&Stored::new(before.revision + 1, intent.clone())).map_err(not_kept)?;
-        self.apply(before.revision, (before.config.clone(), before.loaded_at), intent, deed).inspect_err(
-            |_| {
-                // As it was, or the next start would find what could not be served.
-                if let Err(error) = self.stored.write(&Stored::new(before.revision, before.intent.clone())) {
-                    error!(%error, path = %self.stored.path().display(), "a refused change is still on disk");
-                }
-            },
-        )
+        let next = Next { intent, ..Next::like(before) };
+        self.apply(before.revision, next, deed).inspect_err(|_| {
+            // As it was, or the next start would find what could not be served.
+            if let Err(error) = self.stored.write(&Stored::new(before.revision, before.intent.clone())) {
+                error!(%error, path = %self.stored.path().display(), "a refused change is still on disk");
+            }
+        })
     }
 
     /// Gives the data plane a new table; once it has taken it, that is what is current.
     fn apply(
         &self,
         last_revision: u64,
-        (config, loaded_at): (Config, u64),
-        intent: Intent,
+        Next { config, loaded_at, intent, routes }: Next,
         deed: &Deed<'_>,
     ) -> Result<Arc<Current>, Refusal> {
         let revision = last_revision + 1;
-        let table = backstop_config::compile(&config, &intent, revision);
+        let table = compile(&config, &intent, &routes, revision);
         self.data_plane.apply(&table).map_err(Refusal::DataPlane)?;
         let now = unix_millis();
         let current = Arc::new(Current {
             needs_restart: needs_restart(&self.started_with, &config),
             config,
             intent,
+            routes,
             revision,
             tokens: table.tokens,
             loaded_at,
@@ -376,11 +453,42 @@ impl Control {
     }
 }
 
+/// What is to be served.
+struct Next {
+    config: Config,
+    loaded_at: u64,
+    intent: Intent,
+    routes: Routes,
+}
+
+impl Next {
+    /// The same again.
+    fn like(current: &Current) -> Self {
+        let Current { config, loaded_at, intent, routes, .. } = current;
+        Self { config: config.clone(), loaded_at: *loaded_at, intent: intent.clone(), routes: routes.clone() }
+    }
+}
+
+/// What comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// For what must not be lost: a version gets more.
+    KeepFirst,
+    /// For what must not wait: a version gets less.
+    ServeFirst,
+}
+
 /// Who does what to what.
-struct Deed<'a> {
-    actor: &'a Actor,
-    action: &'static str,
-    subject: String,
+pub(crate) struct Deed<'a> {
+    pub(crate) actor: &'a Actor,
+    pub(crate) action: &'static str,
+    pub(crate) subject: String,
+}
+
+fn compile(config: &Config, intent: &Intent, routes: &Routes, revision: u64) -> TableSpec {
+    let mut table = backstop_config::compile(config, intent, revision);
+    routes.overlay(config, &mut table);
+    table
 }
 
 /// The keys that differ and are read only at the start.

@@ -109,6 +109,8 @@ impl From<Refusal> for ApiError {
             Refusal::DataPlane(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "not_servable", message),
             Refusal::NoFailback(_) => Self::new(StatusCode::CONFLICT, "nothing_to_fail_back", message)
                 .hint("`GET /api/v1/services` shows the `tiers` of each version and their endpoints"),
+            Refusal::Releasing { .. } => Self::new(StatusCode::CONFLICT, "release_under_way", message)
+                .hint("end it first: `backstop release status` shows how it stands"),
             Refusal::Following => Self::new(StatusCode::SERVICE_UNAVAILABLE, "handed_over", message)
                 .hint("connect again: the new process answers at the same address"),
         }

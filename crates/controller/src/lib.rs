@@ -10,6 +10,7 @@ mod change;
 mod control;
 mod error;
 mod extract;
+mod routes;
 mod server;
 mod stored;
 #[cfg(test)]
@@ -26,7 +27,7 @@ pub use axum::serve::Listener;
 pub use crate::change::{Actor, LastChange, Refusal, StartError};
 pub use crate::control::Control;
 pub use crate::server::serve;
-pub use crate::stored::{IntentFileError, replace};
+pub use crate::stored::{StateFileError, replace};
 
 /// What the control plane needs of a gateway.
 pub trait DataPlane: Send + Sync + 'static {

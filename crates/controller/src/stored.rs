@@ -1,6 +1,6 @@
-//! The run-time changes on disk: `intent.json` in the state directory.
+//! Files of state in the state directory: the run-time changes of endpoints (`intent.json`) and the routes.
 //!
-//! At every moment, even if the machine loses its power, the file is either the old or the new one, whole.
+//! At every moment, even if the machine loses its power, a file is either the old or the new one, whole.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -8,36 +8,103 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use backstop_config::Intent;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Raised when an older Backstop would misread the file.
-const FORMAT: u32 = 1;
 /// Definitions of endpoints may hold keys.
 const ONLY_US: u32 = 0o600;
 
-/// Why the run-time changes can't be read. The file is left as it is.
+/// Why a file of state can't be read. It is left as it is.
 #[derive(Debug, thiserror::Error)]
-pub enum IntentFileError {
-    #[error("can't read the run-time changes in `{path}`: {reason}")]
-    Unreadable { path: String, reason: String },
+pub enum StateFileError {
+    #[error("can't read {what} in `{path}`: {reason}")]
+    Unreadable { what: &'static str, path: String, reason: String },
     #[error(
-        "the run-time changes in `{path}` are damaged: {reason}\nhint: put back a copy of the file, or move it aside \
-         (`mv {path} {path}.damaged`) to go on with what the configuration says; endpoints that were added, drained, \
-         isolated or removed at run time are then as in the configuration"
+        "{what} in `{path}` are damaged: {reason}\nhint: put back a copy of the file, or move it aside \
+         (`mv {path} {path}.damaged`) to {without}"
     )]
-    Damaged { path: String, reason: String },
+    Damaged { what: &'static str, path: String, reason: String, without: &'static str },
     #[error(
-        "the run-time changes in `{path}` were written by a newer Backstop (format {found}, this one knows {FORMAT})\n\
-         hint: use that version again, or move the file aside (`mv {path} {path}.newer`) to go on with what the \
-         configuration says"
+        "{what} in `{path}` were written by a newer Backstop (format {found}, this one knows {known})\n\
+         hint: use that version again, or move the file aside (`mv {path} {path}.newer`) to {without}"
     )]
-    Newer { path: String, found: u32 },
+    Newer { what: &'static str, path: String, found: u32, known: u32, without: &'static str },
 }
 
-/// What the file holds.
+/// How messages speak of a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct About {
+    /// What is in it, in the plural.
+    pub(crate) what: &'static str,
+    /// What it means to be without it, after "to".
+    pub(crate) without: &'static str,
+}
+
+/// A file of JSON with the number of its format.
+#[derive(Debug)]
+pub(crate) struct StateFile {
+    path: PathBuf,
+    /// Raised when an older Backstop would misread the file.
+    format: u32,
+    about: About,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Formatted<T> {
+    format: u32,
+    #[serde(flatten)]
+    content: T,
+}
+
+impl StateFile {
+    pub(crate) fn new(path: PathBuf, format: u32, about: About) -> Self {
+        Self { path, format, about }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it holds; `None` if there is no file.
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<Option<T>, StateFileError> {
+        let (path, About { what, without }) = (|| self.path.display().to_string(), self.about);
+        let bytes = match std::fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(StateFileError::Unreadable { what, path: path(), reason: error.to_string() });
+            }
+        };
+        // The format first: the rest may look different in another one.
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        let damaged = |error: serde_json::Error| StateFileError::Damaged {
+            what,
+            path: path(),
+            reason: told(&error),
+            without,
+        };
+        let Head { format: found } = serde_json::from_slice(&bytes).map_err(damaged)?;
+        if found > self.format {
+            return Err(StateFileError::Newer { what, path: path(), found, known: self.format, without });
+        }
+        let formatted: Formatted<T> = serde_json::from_slice(&bytes).map_err(damaged)?;
+        Ok(Some(formatted.content))
+    }
+
+    /// Puts `content` in place of what there is.
+    pub(crate) fn write<T: Serialize>(&self, content: &T) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(&Formatted { format: self.format, content })?;
+        text.push(b'\n');
+        replace(&self.path, &text)
+    }
+}
+
+/// What `intent.json` holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Stored {
-    format: u32,
     /// Of the table that came of the last change.
     pub(crate) revision: u64,
     #[serde(flatten)]
@@ -46,55 +113,35 @@ pub(crate) struct Stored {
 
 impl Stored {
     pub(crate) fn new(revision: u64, intent: Intent) -> Self {
-        Self { format: FORMAT, revision, intent }
+        Self { revision, intent }
     }
 }
 
+/// The run-time changes of endpoints on disk.
 #[derive(Debug)]
-pub(crate) struct IntentFile {
-    path: PathBuf,
-}
+pub(crate) struct IntentFile(StateFile);
 
 impl IntentFile {
     pub(crate) fn in_dir(state_dir: &Path) -> Self {
-        Self { path: state_dir.join("intent.json") }
+        const ABOUT: About = About {
+            what: "the run-time changes",
+            without: "go on with what the configuration says; endpoints that were added, drained, isolated or removed \
+                      at run time are then as in the configuration",
+        };
+        Self(StateFile::new(state_dir.join("intent.json"), 1, ABOUT))
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
 
     /// What is stored; nothing if there is no file.
-    pub(crate) fn read(&self) -> Result<Stored, IntentFileError> {
-        let path = || self.path.display().to_string();
-        let bytes = match std::fs::read(&self.path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Stored::new(0, Intent::default()));
-            }
-            Err(error) => {
-                return Err(IntentFileError::Unreadable { path: path(), reason: error.to_string() });
-            }
-        };
-        // The format first: the rest may look different in another one.
-        #[derive(Deserialize)]
-        struct Head {
-            format: u32,
-        }
-        let damaged =
-            |error: serde_json::Error| IntentFileError::Damaged { path: path(), reason: told(&error) };
-        let Head { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
-        if format > FORMAT {
-            return Err(IntentFileError::Newer { path: path(), found: format });
-        }
-        serde_json::from_slice(&bytes).map_err(damaged)
+    pub(crate) fn read(&self) -> Result<Stored, StateFileError> {
+        Ok(self.0.read()?.unwrap_or_default())
     }
 
-    /// Puts `stored` in place of what there is.
     pub(crate) fn write(&self, stored: &Stored) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(stored)?;
-        text.push(b'\n');
-        replace(&self.path, &text)
+        self.0.write(stored)
     }
 }
 

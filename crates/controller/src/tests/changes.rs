@@ -7,7 +7,7 @@ use backstop_core::event::What;
 use serde_json::json;
 
 use super::*;
-use crate::{Actor, IntentFileError};
+use crate::{Actor, StateFileError};
 
 const DRAIN: &str = "/api/v1/endpoints/drain";
 
@@ -254,7 +254,7 @@ fn damaged_changes_stop_the_start_and_say_how_to_go_on() {
     ] {
         std::fs::write(&path, text).unwrap();
         let Err(StartError::Intent(error)) = world.start() else { panic!("{text}") };
-        assert!(matches!(error, IntentFileError::Damaged { .. } | IntentFileError::Newer { .. }));
+        assert!(matches!(error, StateFileError::Damaged { .. } | StateFileError::Newer { .. }));
         let told = error.to_string();
         assert!(told.contains(said) && told.contains("hint: ") && told.contains("mv "), "{told}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "left as it was");

@@ -1,0 +1,200 @@
+//! Who gets a service's traffic, as releases have left it: on top of the file.
+//!
+//! Kept in `state_dir/routes.json`, so that a gateway that starts while the store can't be reached still serves what was
+//! decided last, and never a version that was sent back. The file's `stable` is a seed: as long as it says the same,
+//! what releases have made of it holds; when it changes, an operator has decided anew.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use backstop_config::Config;
+use backstop_core::table::{Duty, TableSpec, TrialSpec};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::stored::{About, StateFile, StateFileError};
+
+/// Raised when an older Backstop would misread the file.
+const FORMAT: u32 = 1;
+
+/// By service.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Routes {
+    services: BTreeMap<String, Route>,
+}
+
+/// Of one service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Route {
+    /// What the file called stable when this was decided.
+    pub(crate) seed: String,
+    pub(crate) stable: String,
+    /// The release that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) release: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) trial: Option<TrialSpec>,
+    /// Versions that were sent back, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) vetoes: BTreeMap<String, Veto>,
+    /// Versions that were stable before, the last one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) previous: Vec<String>,
+}
+
+/// What keeps a version from getting any traffic.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Veto {
+    /// Of the version as it was: one that has been changed since is another one.
+    pub(crate) digest: String,
+    pub(crate) release: String,
+    /// Milliseconds since the Unix epoch.
+    pub(crate) at: u64,
+    pub(crate) reason: String,
+    /// What runs on it is taken from it at once; before, it may end within `failover.drain`.
+    pub(crate) isolated: bool,
+}
+
+/// How many earlier stable versions are remembered.
+const MOST_PREVIOUS: usize = 10;
+
+impl Route {
+    pub(crate) fn of_file(stable: &str) -> Self {
+        Self {
+            seed: stable.to_owned(),
+            stable: stable.to_owned(),
+            release: None,
+            trial: None,
+            vetoes: BTreeMap::new(),
+            previous: Vec::new(),
+        }
+    }
+
+    /// Makes `version` the stable one.
+    pub(crate) fn make_stable(&mut self, version: &str) {
+        if self.stable != version {
+            let before = std::mem::replace(&mut self.stable, version.to_owned());
+            self.previous.retain(|other| *other != before && *other != version);
+            self.previous.insert(0, before);
+            self.previous.truncate(MOST_PREVIOUS);
+        }
+        self.vetoes.remove(version);
+    }
+}
+
+impl Routes {
+    /// The route of a service that the configuration has.
+    pub(crate) fn of(&self, config: &Config, service: &str) -> Option<Route> {
+        let stable = config.stable(service)?;
+        Some(self.services.get(service).cloned().unwrap_or_else(|| Route::of_file(&stable)))
+    }
+
+    pub(crate) fn get(&self, service: &str) -> Option<&Route> {
+        self.services.get(service)
+    }
+
+    pub(crate) fn set(&mut self, service: &str, route: Route) {
+        self.services.insert(service.to_owned(), route);
+    }
+
+    /// The service and the release under way for which `config` lacks something, or means something else, and what.
+    pub(crate) fn disturbs(&self, config: &Config) -> Option<(String, String, &'static str)> {
+        self.services.iter().find_map(|(name, route)| {
+            let release = route.release.as_ref()?;
+            let has = |version: &str| config.version_digest(name, version).is_some();
+            let what = if config.stable(name).is_some_and(|stable| stable != route.seed) {
+                "its `stable` can't be changed now"
+            } else if !has(&route.stable) || route.trial.as_ref().is_some_and(|trial| !has(&trial.canary)) {
+                "the versions that it is about can't be removed now"
+            } else {
+                return None;
+            };
+            Some((name.clone(), release.clone(), what))
+        })
+    }
+
+    /// Services of which `config` says something else than when their route was decided: with the versions that were
+    /// stable and that the file calls so now. Their routes follow the file from now on, unless a release is under way.
+    pub(crate) fn follow_file(&mut self, config: &Config) -> Vec<(String, String, String)> {
+        let mut changed = Vec::new();
+        for (name, route) in &mut self.services {
+            let decided = route.release.is_none();
+            let Some(seed) = config.stable(name).filter(|stable| decided && *stable != route.seed) else {
+                continue;
+            };
+            let before = route.stable.clone();
+            route.make_stable(&seed);
+            route.seed.clone_from(&seed);
+            if before != seed {
+                changed.push((name.clone(), before, seed));
+            }
+        }
+        changed
+    }
+
+    /// Routes what `table` describes.
+    pub(crate) fn overlay(&self, config: &Config, table: &mut TableSpec) {
+        for service in &mut table.services {
+            let Some(route) = self.services.get(&service.name) else { continue };
+            let has = |name: &str| service.versions.iter().any(|version| version.name == name);
+            if has(&route.stable) {
+                service.stable.clone_from(&route.stable);
+            } else {
+                warn!(
+                    service = service.name,
+                    version = route.stable,
+                    serves = service.stable,
+                    "the configuration no longer has the version that was released; the one it calls stable serves"
+                );
+            }
+            let vetoed = |name: &str| {
+                let digest = config.version_digest(&service.name, name);
+                route.vetoes.get(name).is_some_and(|veto| Some(&veto.digest) == digest.as_ref())
+            };
+            let trial = route.trial.as_ref().filter(|trial| trial.canary != service.stable);
+            let trial = trial.filter(|trial| has(&trial.canary) && !vetoed(&trial.canary));
+            service.trial = trial.cloned();
+            let stable = service.stable.clone();
+            let barred = |name: &str| name != stable && vetoed(name);
+            service.rules.retain(|rule| !barred(&rule.version));
+            for version in service.versions.iter_mut().filter(|version| barred(&version.name)) {
+                let isolated = route.vetoes.get(&version.name).is_some_and(|veto| veto.isolated);
+                let duty = if isolated { Duty::Isolated } else { Duty::Draining };
+                for endpoint in version.endpoints.iter_mut().filter(|it| it.duty == Duty::Active) {
+                    endpoint.duty = duty;
+                }
+            }
+        }
+    }
+}
+
+/// The routes on disk.
+#[derive(Debug)]
+pub(crate) struct RoutesFile(StateFile);
+
+impl RoutesFile {
+    pub(crate) fn in_dir(state_dir: &Path) -> Self {
+        Self(StateFile::new(
+            state_dir.join("routes.json"),
+            FORMAT,
+            About {
+                what: "the routes",
+                without: "go on with the versions that the configuration calls stable; versions that were sent back \
+                          may then get traffic by rules again",
+            },
+        ))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// What is stored; nothing if there is no file.
+    pub(crate) fn read(&self) -> Result<Routes, StateFileError> {
+        Ok(self.0.read()?.unwrap_or_default())
+    }
+
+    pub(crate) fn write(&self, routes: &Routes) -> std::io::Result<()> {
+        self.0.write(routes)
+    }
+}
