@@ -11,6 +11,7 @@ pub mod balance;
 pub mod breaker;
 pub mod dependency;
 pub mod event;
+pub mod evidence;
 pub mod health;
 pub mod outlier;
 pub mod progress;

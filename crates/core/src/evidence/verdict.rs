@@ -1,0 +1,217 @@
+//! What the evidence comes to, for each metric, and why.
+
+use serde::{Deserialize, Serialize};
+
+use super::imbalance::{Assigned, imbalance};
+use super::process::{Arms, Range};
+use super::{Evidence, MetricEvidence};
+
+/// What is known of one metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As good as it has to be, as far as can be told: see the reason.
+    Pass,
+    /// The canary is worse.
+    Regressed,
+    /// There is too little to say anything, or the arms can't be compared.
+    Insufficient,
+    /// There is nothing at all.
+    NoData,
+    /// What is asked for the metric does not answer. Only the caller can know.
+    ProviderError,
+}
+
+/// What it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Rules {
+    /// Probability, at most, that a canary that is not worse is ever found to be.
+    pub alpha: f64,
+    /// Requests of the canary in a step, before which nothing passes without proof.
+    pub min_requests: u64,
+}
+
+/// What all metrics come to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Judgement {
+    /// Natural logarithm of the combined evidence, and of what it takes to send the canary back.
+    pub log_m: f64,
+    pub log_certain: f64,
+    /// The metric that says most, by its place in the plan, if the canary is to be sent back.
+    pub regressed: Option<usize>,
+    /// The p-value of the split, if it is so small that nothing can be compared.
+    pub imbalance: Option<f64>,
+    pub metrics: Vec<MetricVerdict>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricVerdict {
+    pub name: String,
+    pub verdict: Verdict,
+    pub reason: String,
+    /// Natural logarithm of its own evidence.
+    pub log_e: f64,
+    /// By kind of event.
+    pub bad: Vec<Arms>,
+    pub ratios: Vec<Range>,
+    /// It is proven that the canary is below the margin.
+    pub proven: bool,
+}
+
+impl Evidence {
+    /// Judges the canary by the evidence, the `requests` of this step and all units that were `assigned`.
+    pub fn judge(&self, rules: &Rules, requests: Arms, assigned: &[Assigned]) -> Judgement {
+        let p = imbalance(assigned);
+        let imbalance = (p < rules.alpha).then_some(p);
+        let regressed = if imbalance.is_some() { None } else { self.regressed(rules.alpha) };
+        let case = Case { rules, requests, imbalance, regressed };
+        let metrics = (0..self.plan.metrics().len()).filter_map(|i| self.judge_metric(i, &case)).collect();
+        Judgement { log_m: self.log_m(), log_certain: -rules.alpha.ln(), regressed, imbalance, metrics }
+    }
+
+    fn judge_metric(&self, metric: usize, case: &Case) -> Option<MetricVerdict> {
+        let evidence = self.metric(metric)?;
+        let plan = &self.plan.metrics()[metric];
+        let proven = evidence.log_below_margin >= -case.rules.alpha.ln();
+        let (verdict, reason) = case.judge(metric, &evidence, plan.margin, proven);
+        Some(MetricVerdict {
+            name: plan.name.clone(),
+            verdict,
+            reason,
+            log_e: evidence.log_e,
+            bad: evidence.bad,
+            ratios: self.ratios(metric, case.rules.alpha),
+            proven,
+        })
+    }
+}
+
+/// What is the same for all metrics.
+struct Case<'a> {
+    rules: &'a Rules,
+    requests: Arms,
+    imbalance: Option<f64>,
+    regressed: Option<usize>,
+}
+
+impl Case<'_> {
+    fn judge(&self, metric: usize, it: &MetricEvidence, margin: f64, proven: bool) -> (Verdict, String) {
+        let Arms { stable, canary } = self.requests;
+        if let Some(p) = self.imbalance {
+            let reason = format!("the split is not what it should be (p = {p:.1e})");
+            return (Verdict::Insufficient, reason);
+        }
+        // Beside the one that says most others may say enough for themselves.
+        let sure = it.log_e >= -self.rules.alpha.ln();
+        if self.regressed.is_some_and(|most| most == metric || sure) {
+            return (Verdict::Regressed, format!("the canary is worse: {}", odds(it.log_e)));
+        }
+        if canary == 0 || stable == 0 {
+            let who = if canary == 0 { "the canary" } else { "stable" };
+            return (Verdict::NoData, format!("{who} has had no requests in this step"));
+        }
+        if proven {
+            return (Verdict::Pass, format!("bad less than {margin} times as often as stable is proven"));
+        }
+        if canary < self.rules.min_requests {
+            let least = self.rules.min_requests;
+            return (
+                Verdict::Insufficient,
+                format!("{canary} of {least} requests of the canary in this step"),
+            );
+        }
+        (Verdict::Pass, format!("nothing speaks against it in {canary} requests of the canary in this step"))
+    }
+}
+
+/// Evidence in words.
+fn odds(log_e: f64) -> String {
+    // Beyond that a number says nothing to anybody.
+    if log_e > 1e6f64.ln() {
+        "a million times as likely as chance, or more".to_owned()
+    } else {
+        format!("{:.0} times as likely as chance", log_e.exp())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Bad, MetricPlan, Plan};
+    use super::*;
+
+    const RULES: Rules = Rules { alpha: 0.01, min_requests: 100 };
+
+    fn evidence(errors: Arms, slow: Arms) -> Evidence {
+        let metric = |name: &str| MetricPlan {
+            name: name.to_owned(),
+            weight: 0.5,
+            tolerated: 1.0,
+            margin: 1.5,
+            processes: 1,
+        };
+        let plan = Plan::new(vec![metric("errors"), metric("ttft")], 3).unwrap();
+        let mut evidence = Evidence::new(plan);
+        for (metric, bad) in [errors, slow].into_iter().enumerate() {
+            evidence.add(Bad { step: 1, metric, process: 0, share: 0.5, bad }).unwrap();
+        }
+        evidence
+    }
+
+    fn check(evidence: &Evidence, requests: Arms, expected: [(Verdict, &str); 2]) {
+        let judgement = evidence.judge(&RULES, requests, &[]);
+        for (metric, (verdict, reason)) in judgement.metrics.iter().zip(expected) {
+            assert_eq!((metric.verdict, metric.reason.as_str()), (verdict, reason), "{}", metric.name);
+        }
+    }
+
+    const fn arms(stable: u64, canary: u64) -> Arms {
+        Arms { stable, canary }
+    }
+
+    #[test]
+    fn verdicts() {
+        let enough = arms(1000, 1000);
+        let silent = "nothing speaks against it in 1000 requests of the canary in this step";
+        check(&evidence(arms(3, 3), arms(9, 9)), enough, [(Verdict::Pass, silent), (Verdict::Pass, silent)]);
+        let proven = "bad less than 1.5 times as often as stable is proven";
+        check(
+            &evidence(arms(500, 500), arms(9, 9)),
+            enough,
+            [(Verdict::Pass, proven), (Verdict::Pass, silent)],
+        );
+        let few = "10 of 100 requests of the canary in this step";
+        check(
+            &evidence(arms(0, 1), arms(0, 0)),
+            arms(10, 10),
+            [(Verdict::Insufficient, few), (Verdict::Insufficient, few)],
+        );
+        let none = "the canary has had no requests in this step";
+        check(
+            &evidence(arms(3, 0), arms(0, 0)),
+            arms(10, 0),
+            [(Verdict::NoData, none), (Verdict::NoData, none)],
+        );
+        let worse = "the canary is worse: a million times as likely as chance, or more";
+        check(
+            &evidence(arms(3, 60), arms(9, 9)),
+            enough,
+            [(Verdict::Regressed, worse), (Verdict::Pass, silent)],
+        );
+    }
+
+    #[test]
+    fn the_metric_that_says_most_is_named() {
+        let judgement = evidence(arms(10, 40), arms(9, 60)).judge(&RULES, arms(500, 500), &[]);
+        assert_eq!(judgement.regressed, Some(1));
+        assert!(judgement.metrics.iter().all(|metric| metric.verdict == Verdict::Regressed));
+    }
+
+    #[test]
+    fn nothing_is_said_when_the_split_is_wrong() {
+        let split = [Assigned { share: 0.5, units: arms(1000, 3000) }];
+        let judgement = evidence(arms(3, 60), arms(9, 9)).judge(&RULES, arms(1000, 3000), &split);
+        assert_eq!(judgement.regressed, None);
+        assert!(judgement.imbalance.is_some());
+        assert!(judgement.metrics.iter().all(|metric| metric.verdict == Verdict::Insufficient));
+    }
+}
