@@ -7,6 +7,7 @@
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's time has to begin somewhere"))]
 
 pub mod admission;
+pub mod assign;
 pub mod balance;
 pub mod breaker;
 pub mod dependency;
@@ -18,6 +19,7 @@ pub mod progress;
 pub mod rate;
 pub mod report;
 pub mod rollout;
+pub mod sketch;
 pub mod standby;
 pub mod status;
 pub mod table;
