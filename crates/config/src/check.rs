@@ -35,6 +35,7 @@ impl Checker<'_> {
         let root = self.schema;
         match (root.shape(schema)?, &node.content) {
             (_, Content::Broken) => None,
+            (Shape::Any, _) => self.any(node, schema, path),
             (Shape::Object(object), Content::Map(entries)) => self.object(node, entries, object, path),
             (Shape::Map { values }, Content::Map(entries)) => {
                 self.map(node, entries, root.resolve(schema), values, path)
@@ -126,13 +127,9 @@ impl Checker<'_> {
         values: &Value,
         path: &str,
     ) -> Option<Value> {
-        let (least, most) = (schema["minProperties"].as_u64(), schema["maxProperties"].as_u64());
-        let count = entries.len() as u64;
-        if least.is_some_and(|least| count < least) {
+        let least = schema["minProperties"].as_u64();
+        if least.is_some_and(|least| (entries.len() as u64) < least) {
             return self.report(node, schema, path, "is empty");
-        }
-        if most.is_some_and(|most| count > most) {
-            return self.report(node, schema, path, "has more than one key");
         }
         let mut map = Map::new();
         let mut complete = true;
@@ -142,7 +139,8 @@ impl Checker<'_> {
             if let Err(complaint) = units::check_format(format, &entry.name) {
                 let message = format!("`{}` {}", shown(&entry.name), complaint.what);
                 let problem = Problem::new(self.file, entry.at, path.clone(), message);
-                self.problems.push(problem.value(shown(&entry.name)).expected(complaint.expected));
+                let hint = complaint.hint.map(str::to_owned);
+                self.problems.push(problem.value(shown(&entry.name)).expected(complaint.expected).hint(hint));
                 complete = false;
             }
             match self.value(&entry.node, values, &path) {
@@ -151,6 +149,35 @@ impl Checker<'_> {
             }
         }
         complete.then_some(Value::Object(map))
+    }
+
+    /// As JSON has it, whatever it is.
+    fn any(&mut self, node: &Node, schema: &Value, path: &str) -> Option<Value> {
+        match &node.content {
+            Content::Broken => None,
+            Content::List(list) => {
+                let values = list
+                    .iter()
+                    .enumerate()
+                    .map(|(index, item)| self.any(item, schema, &format!("{path}[{index}]")));
+                values.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>().map(Value::Array)
+            }
+            Content::Map(entries) => {
+                let values = entries.iter().map(|entry| {
+                    let value = self.any(&entry.node, schema, &join(path, &entry.name));
+                    Some((entry.name.clone(), value?))
+                });
+                values.collect::<Vec<_>>().into_iter().collect::<Option<Map<_, _>>>().map(Value::Object)
+            }
+            Content::Scalar(scalar) => match scalar.kind() {
+                Kind::Null => Some(Value::Null),
+                Kind::Bool(truth) => Some(truth.into()),
+                Kind::Integer(number) => Some(number.into()),
+                Kind::Float(number) if number.is_finite() => Some(number.into()),
+                Kind::Float(_) => self.report(node, schema, path, "is not a number that JSON has"),
+                Kind::Text | Kind::Filled => Some(scalar.text.as_str().into()),
+            },
+        }
     }
 
     fn scalar(
@@ -169,6 +196,7 @@ impl Checker<'_> {
             }
             (Shape::Object(_) | Shape::Map { .. }, ..) => self.report(node, schema, path, "is not a mapping"),
             (Shape::List { .. }, ..) => self.report(node, schema, path, "is not a list"),
+            (Shape::Any, ..) => self.any(node, schema, path),
             (Shape::Choice(choices), text, _) => self.choice(node, choices, text, schema, path),
             (Shape::Text { format }, Some(text), _) => self.text(node, text, *format, schema, path),
             (Shape::Text { format }, None, kind) => {

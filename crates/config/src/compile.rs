@@ -1,13 +1,11 @@
 //! Turns a valid configuration into the table that the planes share.
 
-use std::collections::BTreeMap;
-
 use backstop_core::table::{
     Across, Addresses, AdmissionLimit, AdmissionSpec, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec,
     Condition, DependencyEffect, DependencySpec, DnsSpec, EndpointSpec, Engine, Failback, FailoverSpec,
-    FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, KeySpec, OutlierSpec, Protocol, RateSpec,
-    ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec, ServiceSpec,
-    TableSpec, Timeouts, TlsSpec, TokenSpec, UnitSource, VersionSpec, When,
+    FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, KeySpec, OutlierSpec, PriceSpec, Protocol,
+    RateSpec, ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec,
+    ServiceSpec, ShapeSpec, TableSpec, Timeouts, TlsSpec, TokenSpec, VersionSpec, When,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -78,9 +76,13 @@ fn service(service: &types::Service) -> ServiceSpec {
         name,
         stable,
         versions: service.versions.iter().map(version).collect(),
-        rules: service.rules.iter().filter_map(rule).collect(),
-        groups: BTreeMap::new(),
-        sticky: vec![UnitSource::Request],
+        rules: service.rules.iter().map(rule).collect(),
+        groups: service
+            .groups
+            .iter()
+            .map(|(name, users)| (text(name), users.iter().map(|user| user.0.clone()).collect()))
+            .collect(),
+        sticky: service.sticky.iter().map(|unit| unit.0.clone()).collect(),
         trial: None,
         balance: balance(service.balance),
         regions: RegionSpec {
@@ -132,7 +134,18 @@ fn service(service: &types::Service) -> ServiceSpec {
 }
 
 fn version(version: &types::Version) -> VersionSpec {
-    VersionSpec::new(&version.name.0, version.endpoints.iter().map(endpoint).collect())
+    VersionSpec {
+        name: text(&version.name),
+        endpoints: version.endpoints.iter().map(endpoint).collect(),
+        request: shape(&version.request),
+        price: version.price.map(|price| PriceSpec { input: price.input, output: price.output }),
+    }
+}
+
+fn shape(request: &types::Request) -> ShapeSpec {
+    let params = request.params.iter().map(|(param, value)| (param.0.clone(), value.clone()));
+    let headers = request.headers.iter().map(|(name, value)| (name.0.clone(), value.0.clone()));
+    ShapeSpec { system: request.system.clone(), params: params.collect(), headers: headers.collect() }
 }
 
 fn endpoint(endpoint: &types::Endpoint) -> EndpointSpec {
@@ -176,11 +189,18 @@ fn dependency(dependency: &types::Dependency) -> DependencySpec {
     }
 }
 
-/// `None` for a rule without header, which the check has ruled out.
-fn rule(rule: &types::Rule) -> Option<RuleSpec> {
-    let (name, value) = rule.matches.header.iter().next()?;
-    let when = vec![Condition::Header(name.0.clone(), value.0.clone())];
-    Some(RuleSpec { when, version: rule.version.0.clone() })
+fn rule(rule: &types::Rule) -> RuleSpec {
+    let types::Match { header, cookie, user, group, key, ip } = &rule.matches;
+    let headers = header.iter().map(|(name, value)| Condition::Header(name.0.clone(), value.0.clone()));
+    let cookies = cookie.iter().map(|(name, value)| Condition::Cookie(name.0.clone(), value.0.clone()));
+    let others = [
+        user.as_ref().map(|user| Condition::User(user.0.clone())),
+        group.as_ref().map(|name| Condition::Group(text(name))),
+        key.as_ref().map(|name| Condition::Key(text(name))),
+        ip.map(|network| Condition::Ip(network.ip, network.bits)),
+    ];
+    let when = headers.chain(cookies).chain(others.into_iter().flatten()).collect();
+    RuleSpec { when, version: text(&rule.version) }
 }
 
 fn engine(engine: types::Engine) -> Engine {

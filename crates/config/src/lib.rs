@@ -20,7 +20,9 @@ mod problem;
 mod reference;
 mod release;
 mod schema;
+mod shaping;
 mod source;
+mod targeting;
 #[cfg(test)]
 mod tests;
 mod time;

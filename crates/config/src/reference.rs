@@ -90,7 +90,8 @@ fn kind(schema: &Schema, property: &Value) -> String {
     let inner = schema.resolve(property);
     match schema.shape(property) {
         Some(Shape::Object(_)) => "mapping".to_owned(),
-        Some(Shape::Map { .. }) => "mapping with one key".to_owned(),
+        Some(Shape::Map { .. }) => "mapping of names to values".to_owned(),
+        Some(Shape::Any) => "any".to_owned(),
         Some(Shape::List { items }) => {
             let what = if let Some(Shape::Object(_)) = schema.shape(items) { "mappings" } else { "texts" };
             let least = if inner["minItems"].as_u64() > Some(0) { ", at least one" } else { "" };

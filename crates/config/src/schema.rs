@@ -26,6 +26,8 @@ pub(crate) enum Shape<'s> {
     List {
         items: &'s Value,
     },
+    /// Whatever JSON has.
+    Any,
     Choice(Vec<&'s str>),
     Text {
         format: Option<&'s str>,
@@ -84,6 +86,9 @@ impl Schema {
     /// `None` for what the checker does not know; a test makes sure that there is none.
     pub(crate) fn shape<'s>(&'s self, schema: &'s Value) -> Option<Shape<'s>> {
         let schema = self.resolve(schema);
+        if *schema == Value::Bool(true) {
+            return Some(Shape::Any);
+        }
         if let Some(choices) = choices(schema) {
             return Some(Shape::Choice(choices));
         }
@@ -109,7 +114,8 @@ impl Schema {
         let schema = self.resolve(schema);
         match self.shape(schema) {
             Some(Shape::Object(object)) => format!("a mapping with {}", keys_of(object)),
-            Some(Shape::Map { .. }) => "a mapping with one key and its value".to_owned(),
+            Some(Shape::Map { .. }) => "a mapping of names to values".to_owned(),
+            Some(Shape::Any) => "any value".to_owned(),
             Some(Shape::List { items }) => format!("a list of {}", self.plural(items)),
             Some(Shape::Choice(choices)) => format!("one of {}", alternatives(&choices)),
             Some(Shape::Text { format }) => {

@@ -12,6 +12,8 @@ use backstop_core::table::Digest;
 use serde::{Serialize, Serializer};
 
 use crate::http::{CheckUrl, HeaderName, HeaderText, HttpPath, HttpUrl};
+use crate::shaping::{Param, RequestHeader};
+use crate::targeting::{CookieName, CookieText, Network, Sticky, User};
 use crate::time::{Clock, TimeZoneName};
 
 /// Why a text is not a value of its kind. The texts never repeat the value: it may hold a secret.
@@ -72,6 +74,13 @@ pub(crate) fn check_format(format: &str, text: &str) -> Result<(), Complaint> {
         HeaderText::FORMAT => check::<HeaderText>(text),
         Clock::FORMAT => check::<Clock>(text),
         TimeZoneName::FORMAT => check::<TimeZoneName>(text),
+        Sticky::FORMAT => check::<Sticky>(text),
+        CookieName::FORMAT => check::<CookieName>(text),
+        CookieText::FORMAT => check::<CookieText>(text),
+        Network::FORMAT => check::<Network>(text),
+        User::FORMAT => check::<User>(text),
+        Param::FORMAT => check::<Param>(text),
+        RequestHeader::FORMAT => check::<RequestHeader>(text),
         _ => Ok(()),
     }
 }
@@ -95,6 +104,13 @@ pub(crate) fn expected(format: &str) -> Option<&'static str> {
         HeaderText::FORMAT => HeaderText::EXPECTED,
         Clock::FORMAT => Clock::EXPECTED,
         TimeZoneName::FORMAT => TimeZoneName::EXPECTED,
+        Sticky::FORMAT => Sticky::EXPECTED,
+        CookieName::FORMAT => CookieName::EXPECTED,
+        CookieText::FORMAT => CookieText::EXPECTED,
+        Network::FORMAT => Network::EXPECTED,
+        User::FORMAT => User::EXPECTED,
+        Param::FORMAT => Param::EXPECTED,
+        RequestHeader::FORMAT => RequestHeader::EXPECTED,
         _ => return None,
     })
 }
@@ -357,7 +373,7 @@ impl Serialize for KeyHash {
 }
 
 /// Name of a service or version: it appears in headers, metrics and URLs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Name(pub(crate) String);
 
 unit!(Name);

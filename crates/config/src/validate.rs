@@ -3,6 +3,8 @@
 //! Works on the tree, not on the types, so that it sees whatever parts of a faulty file are sound. What is
 //! not as the schema wants it is passed over here: the checker has reported it.
 
+mod targeting;
+
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -31,6 +33,8 @@ pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
         validator.models(service, &path, unique, &mut models);
         validator.versions(service, &path);
         validator.references(service, &path);
+        validator.rules(service, root, &path);
+        validator.sticky(service, &path);
         validator.checks(service, &path);
         validator.dependencies(service, &path);
         validator.regions(service, &path);
@@ -319,6 +323,7 @@ impl Validator<'_> {
             if let Some(name) = version.get("name") {
                 self.unique(&mut names, name, format!("{path}.name"), "another version is called");
             }
+            self.request(version, &path);
             let mut targets: Seen<Target> = HashMap::new();
             for (index, endpoint) in items(version, "endpoints").iter().enumerate() {
                 let Some((url, Ok(HttpUrl(mut target)))) =

@@ -5,6 +5,7 @@ mod intent;
 mod overload;
 mod reading;
 mod release;
+mod targeting;
 mod values;
 
 use std::collections::BTreeMap;
@@ -13,9 +14,9 @@ use std::time::Duration;
 use backstop_core::table::{
     Across, Addresses, AdmissionLimit, AdmissionSpec, BalancePolicy, BreakerSpec, CacheSpec, CheckSpec,
     Condition, DependencyCheck, DependencyEffect, DependencySpec, EndpointSpec, Engine, FailoverSpec,
-    FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, OutlierSpec, Protocol, RateSpec, ReadinessSpec,
-    RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec, TableSpec,
-    Target, Timeouts, TlsSpec, UnitSource, VersionSpec, When,
+    FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, OutlierSpec, PriceSpec, Protocol, RateSpec,
+    ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec,
+    ShapeSpec, TableSpec, Target, Timeouts, TlsSpec, UnitSource, VersionSpec, When,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -101,7 +102,12 @@ fn minimal_service() -> ServiceSpec {
         )],
         rules: Vec::new(),
         groups: BTreeMap::new(),
-        sticky: vec![UnitSource::Request],
+        sticky: vec![
+            UnitSource::Header("x-session-id".into()),
+            UnitSource::User,
+            UnitSource::Cookie("backstop".into()),
+            UnitSource::Request,
+        ],
         trial: None,
         balance: BalancePolicy::PeakEwma,
         regions: RegionSpec::default(),
@@ -222,7 +228,18 @@ fn full() {
     let fallback = |step, failure| FallbackSpec { step, when: When { failure, overload: true } };
     let expected = ServiceSpec {
         models: vec!["chat".into(), "chat-latest".into()],
-        versions: vec![VersionSpec::new("v1", vec![first, second]), VersionSpec::new("v2", gray)],
+        versions: vec![
+            VersionSpec::new("v1", vec![first, second]),
+            VersionSpec {
+                request: ShapeSpec {
+                    system: Some("You are terse.".into()),
+                    params: BTreeMap::from([("temperature".into(), 0.2.into())]),
+                    headers: BTreeMap::from([("x-namespace".into(), "gray".into())]),
+                },
+                price: Some(PriceSpec { input: 0.1, output: 0.3 }),
+                ..VersionSpec::new("v2", gray)
+            },
+        ],
         regions: RegionSpec { mode: RegionMode::ActiveActive, order: vec!["eu".into(), "us".into()] },
         dependencies: vec![vectors, cache],
         cache: Some(CacheSpec {
@@ -239,7 +256,22 @@ fn full() {
         admission: Some(AdmissionSpec { limit: AdmissionLimit::Adaptive { max: 256 }, queue: 512 }),
         limits: RateSpec { requests_per_minute: Some(6000), tokens_per_minute: Some(1_000_000) },
         limits_per_user: RateSpec { requests_per_minute: Some(60), tokens_per_minute: None },
-        rules: vec![rule("x-gray-release", "v2", "v2")],
+        rules: vec![
+            rule("x-gray-release", "v2", "v2"),
+            RuleSpec {
+                when: vec![Condition::Group("legal".into()), Condition::Ip([10, 0, 0, 0].into(), 8)],
+                version: "v1".into(),
+            },
+            RuleSpec {
+                when: vec![
+                    Condition::Cookie("beta".into(), "1".into()),
+                    Condition::User("alice".into()),
+                    Condition::Key("team-a".into()),
+                ],
+                version: "v2".into(),
+            },
+        ],
+        groups: BTreeMap::from([("legal".into(), vec!["alice".into(), "bob".into()])]),
         health: HealthSpec {
             path: Some("/health".into()),
             inference: Some(InferenceSpec {

@@ -7,6 +7,7 @@ mod health;
 mod release;
 mod request;
 mod service;
+mod targeting;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ pub(crate) use health::*;
 pub(crate) use release::*;
 pub(crate) use request::*;
 pub(crate) use service::*;
+pub(crate) use targeting::*;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -6,12 +6,14 @@ use backstop_core::table::Duty;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::http::{CheckUrl, HeaderName, HeaderText, HttpUrl};
+use crate::http::{CheckUrl, HttpUrl};
 use crate::order::ordered;
+use crate::targeting::{Sticky, User};
 use crate::units::{Name, Secret, Span};
 
 use super::{
-    Admission, Breaker, Cache, Failover, Fallback, Health, Limits, Outlier, Release, Resume, Retry, Timeouts,
+    Admission, Breaker, Cache, Failover, Fallback, Health, Limits, Outlier, Price, Release, Request, Resume,
+    Retry, Rule, Timeouts, default_sticky,
 };
 
 /// What clients address by `model`.
@@ -32,9 +34,22 @@ pub(crate) struct Service {
     /// Interchangeable ways to serve it: another model, another build, other settings.
     #[schemars(length(min = 1))]
     pub(crate) versions: Vec<Version>,
-    /// Send some requests to another version than `stable`. The first rule that matches wins.
+    /// Send some requests to another version than `stable`. The first rule that matches wins. Such requests are no
+    /// evidence for or against a release.
     #[serde(default)]
     pub(crate) rules: Vec<Rule>,
+    /// Users by the name of their group, for rules: `{ legal: [alice, bob] }`.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = { "type": "string", "format": "name" }, "x-default" = "none"))]
+    pub(crate) groups: BTreeMap<Name, Vec<User>>,
+    /// What a release splits requests by: the first of these that a request has. What is of one user or session gets one
+    /// version, whatever the share; more share moves nobody back. `header:NAME`, `cookie:NAME`, `body:user` (of each
+    /// tenant), `key` (the API key), `ip` (the address that the connection comes from; behind another proxy all clients have the
+    /// proxy's, and would move all at once) or `request` (each request on its own). What has none of them moves last, with the
+    /// whole.
+    #[serde(default = "default_sticky")]
+    #[schemars(length(min = 1))]
+    pub(crate) sticky: Vec<Sticky>,
     /// How an endpoint is chosen among those of a version that can serve.
     #[serde(default)]
     pub(crate) balance: Balance,
@@ -99,6 +114,13 @@ pub(crate) struct Version {
     /// The servers that run it.
     #[schemars(length(min = 1))]
     pub(crate) endpoints: Vec<Endpoint>,
+    /// What it changes in requests, so that a prompt or a parameter can be released like a model.
+    #[serde(default)]
+    pub(crate) request: Request,
+    /// What its tokens cost.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "not known"))]
+    pub(crate) price: Option<Price>,
 }
 
 /// One model server.
@@ -276,33 +298,6 @@ pub(crate) enum DependencyEffect {
     NotReady,
     /// Readiness holds, and says `degraded`.
     Degraded,
-}
-
-/// Sends matching requests to a version.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(rename = "rule", transform = ordered::<Self>)]
-pub(crate) struct Rule {
-    /// Which requests.
-    #[serde(rename = "match")]
-    pub(crate) matches: Match,
-    /// Name of the version they go to.
-    pub(crate) version: Name,
-}
-
-/// What a request must have.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(rename = "match", transform = ordered::<Self>)]
-pub(crate) struct Match {
-    /// One header and the exact value it must have: `{ x-gray-release: v2 }`. The case of the name does not
-    /// matter.
-    #[schemars(extend(
-        "minProperties" = 1,
-        "maxProperties" = 1,
-        "propertyNames" = { "type": "string", "format": "header-name" },
-    ))]
-    pub(crate) header: BTreeMap<HeaderName, HeaderText>,
 }
 
 /// How an endpoint is chosen.
