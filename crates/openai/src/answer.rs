@@ -1,11 +1,15 @@
 //! Is a plain answer one? A 200 says little: some servers put an error under it, or nothing.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 
 use crate::Api;
 use crate::Usage;
 use crate::error::message_of;
+use crate::stream::Reasons;
 
 /// What is wrong with an answer whose status says success.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,9 +60,137 @@ pub fn check(api: Api, body: &[u8]) -> Result<Option<Usage>, AnswerFault> {
     }
 }
 
+/// What may be wrong with a whole, good answer in the eyes of whoever asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flaws {
+    /// There is nothing in it.
+    pub empty: bool,
+    pub reasons: Reasons,
+}
+
+/// The flaws of an answer that [`check`] has found good. What can't be read has none.
+pub fn flaws(api: Api, body: &[u8]) -> Flaws {
+    let read = |body| serde_json::from_slice::<Contents<'_>>(body).ok();
+    let mut flaws = Flaws::default();
+    let Some(contents) = std::str::from_utf8(body).ok().and_then(|_| read(body)) else { return flaws };
+    match api {
+        Api::Chat | Api::Completions => {
+            let choices = contents.choices.unwrap_or_default();
+            flaws.empty = choices.iter().all(|choice| !choice.has_content());
+            for reason in choices.iter().filter_map(|choice| choice.finish_reason.as_deref()) {
+                flaws.reasons.add(reason);
+            }
+        }
+        Api::Embeddings => flaws.empty = contents.data.is_some_and(|data| data.is_empty()),
+        Api::Responses => {
+            flaws.empty = contents.output.is_some_and(|output| output.is_empty());
+            if let Some(reason) = contents.incomplete_details.and_then(|details| details.reason) {
+                flaws.reasons.add(&reason);
+            }
+        }
+        Api::Other => {}
+    }
+    flaws
+}
+
+#[derive(Deserialize)]
+struct Contents<'a> {
+    #[serde(borrow)]
+    choices: Option<Vec<Choice<'a>>>,
+    data: Option<Vec<IgnoredAny>>,
+    output: Option<Vec<IgnoredAny>>,
+    #[serde(borrow)]
+    incomplete_details: Option<Details<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Details<'a> {
+    #[serde(borrow)]
+    reason: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow)]
+    finish_reason: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    message: Option<Message<'a>>,
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    refusal: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool_calls: Option<&'a RawValue>,
+    #[serde(borrow)]
+    function_call: Option<&'a RawValue>,
+}
+
+impl Choice<'_> {
+    fn has_content(&self) -> bool {
+        // Some engines name all of them, most as null.
+        let in_message = self.message.iter().flat_map(|message| {
+            let Message { content, reasoning, reasoning_content, refusal, tool_calls, function_call } =
+                message;
+            [content, reasoning, reasoning_content, refusal, tool_calls, function_call]
+        });
+        let is_something = |raw: &RawValue| !matches!(raw.get(), "null" | "\"\"" | "[]" | "{}");
+        in_message.chain([&self.text]).flatten().any(|raw| is_something(raw))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flaws_of_good_answers() {
+        let check = |api, body: &str, empty: bool, length: bool, filtered: bool| {
+            let expected = Flaws { empty, reasons: Reasons { length, filtered } };
+            assert_eq!(flaws(api, body.as_bytes()), expected, "{body}");
+        };
+        let chat = |message: &str, reason: &str| {
+            format!(r#"{{"choices":[{{"index":0,"message":{message},"finish_reason":"{reason}"}}]}}"#)
+        };
+        check(Api::Chat, &chat(r#"{"content":"a"}"#, "stop"), false, false, false);
+        check(Api::Chat, &chat(r#"{"content":"a"}"#, "length"), false, true, false);
+        check(Api::Chat, &chat(r#"{"content":""}"#, "content_filter"), true, false, true);
+        check(
+            Api::Chat,
+            &chat(
+                r#"{"content":null,"tool_calls":[],"function_call":null,"reasoning":null,"reasoning_content":null}"#,
+                "stop",
+            ),
+            true,
+            false,
+            false,
+        );
+        check(Api::Chat, &chat(r#"{"content":null,"tool_calls":[{"id":"1"}]}"#, "stop"), false, false, false);
+        check(Api::Completions, r#"{"choices":[{"text":"","finish_reason":null}]}"#, true, false, false);
+        check(
+            Api::Completions,
+            r#"{"choices":[{"text":""},{"text":"b","finish_reason":"length"}]}"#,
+            false,
+            true,
+            false,
+        );
+        check(Api::Embeddings, r#"{"data":[]}"#, true, false, false);
+        check(Api::Embeddings, r#"{"data":[{"embedding":[0.1]}]}"#, false, false, false);
+        let details = r#"{"output":[{}],"incomplete_details":{"reason":"max_output_tokens"}}"#;
+        check(Api::Responses, details, false, true, false);
+        check(Api::Responses, r#"{"output":[],"incomplete_details":null}"#, true, false, false);
+        check(Api::Other, "[]", false, false, false);
+        check(Api::Chat, "{", false, false, false);
+    }
 
     #[test]
     fn answers_and_what_is_none() {

@@ -2,7 +2,7 @@
 //!
 //! Pure functions over bytes: which API a path names ([`Api`]), what a request asks for ([`peek`]), where the
 //! events of a stream begin and end ([`sse`]), what an event says ([`stream`]), whether a plain
-//! answer is one ([`answer`]), how an error looks ([`error`]).
+//! answer is one ([`answer`]), how an error looks ([`error`]), what a version changes in requests ([`shape`]).
 //! No I/O, no clock, no DOM: a body is read once and passed on untouched.
 
 pub mod answer;
@@ -12,6 +12,7 @@ pub mod error;
 pub mod estimate;
 pub mod peek;
 pub mod resume;
+pub mod shape;
 pub mod sse;
 pub mod stream;
 mod usage;

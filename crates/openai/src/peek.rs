@@ -139,7 +139,7 @@ impl<'de> Deserialize<'de> for Key {
 
 /// Whether `key` is `name` for a reader that does not mind the case, as Go's (and so Ollama's) doesn't. To it the long
 /// s is an s.
-fn is_folded(key: &str, name: &str) -> bool {
+pub(crate) fn is_folded(key: &str, name: &str) -> bool {
     let fold = |c| if c == 'ſ' { 's' } else { char::to_ascii_lowercase(&c) };
     key.chars().map(fold).eq(name.chars())
 }

@@ -100,6 +100,19 @@ impl Interrupted {
         Ok(Self { api, request, text, tokens, head })
     }
 
+    /// The same for a request of another body, which asks for the answer as its own.
+    pub fn asked_as(&self, body: &[u8]) -> Result<Self, Hindrance> {
+        let request: Map<String, Value> = serde_json::from_slice(body).map_err(|_| Hindrance::Api)?;
+        hindrance_of(&request)?;
+        Ok(Self {
+            api: self.api,
+            request,
+            text: self.text.clone(),
+            tokens: self.tokens,
+            head: self.head.clone(),
+        })
+    }
+
     /// The text that the client has.
     pub fn text(&self) -> &str {
         &self.text
@@ -345,6 +358,22 @@ mod tests {
             Interrupted::new(Api::Responses, b"{}", &state, Before::Nothing).err(),
             Some(Hindrance::Api)
         );
+    }
+
+    #[test]
+    fn another_version_is_asked_in_its_own_way() {
+        let first = interrupted(&json!({ "messages": [], "max_tokens": 10 })).expect("a chat");
+        let prompt = json!({ "role": "system", "content": "s" });
+        let other = json!({ "messages": [prompt], "max_tokens": 50 }).to_string();
+        let other = first.asked_as(other.as_bytes()).expect("a chat");
+        let Ok(Some(Next::Send(body))) = other.continued(Dialect::TrailingMessage) else {
+            panic!("not sent")
+        };
+        let so_far = json!({ "role": "assistant", "content": "Once upon" });
+        let expected = json!({ "messages": [prompt, so_far], "max_tokens": 48 });
+        assert_eq!(serde_json::from_slice::<Value>(&body).expect("JSON"), expected);
+        let structured = json!({ "messages": [], "response_format": { "type": "json_object" } }).to_string();
+        assert_eq!(first.asked_as(structured.as_bytes()).err(), Some(Hindrance::StructuredOutput));
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! Reads a chunk straight into the state of its stream: visitors, one per kind of object.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
-use super::StreamState;
+use super::{Reasons, StreamState};
 use crate::Usage;
 
 /// A top-level object: a chat or text chunk, a responses event or an error.
@@ -33,6 +36,11 @@ impl<'de> Visitor<'de> for Chunk<'_> {
                     }
                 }
                 Key::Usage => self.state.usage = map.next_value::<Option<Usage>>()?.or(self.state.usage),
+                Key::Response => {
+                    if let Some(reason) = incomplete_reason(map.next_value::<&RawValue>()?.get()) {
+                        self.state.reasons.add(&reason);
+                    }
+                }
                 Key::Type => map.next_value_seed(EventType { state: self.state, error: self.error })?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -46,6 +54,21 @@ fn error_message(value: &serde_json::Value) -> String {
         serde_json::Value::String(message) => message.clone(),
         other => other.to_string(),
     }
+}
+
+/// Why the response that an event carries did not come to its end, if it says so.
+fn incomplete_reason(response: &str) -> Option<Cow<'_, str>> {
+    #[derive(Deserialize)]
+    struct Response<'r> {
+        #[serde(borrow)]
+        incomplete_details: Option<Details<'r>>,
+    }
+    #[derive(Deserialize)]
+    struct Details<'r> {
+        #[serde(borrow)]
+        reason: Option<Cow<'r, str>>,
+    }
+    serde_json::from_str::<Response<'_>>(response).ok()?.incomplete_details?.reason
 }
 
 /// `type` of a responses event.
@@ -152,7 +175,7 @@ impl<'de> Visitor<'de> for Choice<'_> {
                 Key::Index => self.index = map.next_value()?,
                 Key::Delta => map.next_value_seed(Delta { state: self.state, index: self.index })?,
                 Key::Text => map.next_value_seed(Text { state: self.state, keep: self.index == 0 })?,
-                Key::FinishReason => self.finished = map.next_value_seed(NonEmpty)?,
+                Key::FinishReason => self.finished = map.next_value_seed(Reason(&mut self.state.reasons))?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -168,9 +191,9 @@ impl<'de> Visitor<'de> for Choice<'_> {
 }
 
 /// Whether a value is a string with something in it: some engines write an empty `finish_reason` for none.
-struct NonEmpty;
+struct Reason<'s>(&'s mut Reasons);
 
-impl<'de> DeserializeSeed<'de> for NonEmpty {
+impl<'de> DeserializeSeed<'de> for Reason<'_> {
     type Value = bool;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
@@ -178,7 +201,7 @@ impl<'de> DeserializeSeed<'de> for NonEmpty {
     }
 }
 
-impl Visitor<'_> for NonEmpty {
+impl Visitor<'_> for Reason<'_> {
     type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -190,6 +213,7 @@ impl Visitor<'_> for NonEmpty {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<bool, E> {
+        self.0.add(text);
         Ok(!text.is_empty())
     }
 }
@@ -309,6 +333,7 @@ enum Key {
     Error,
     Usage,
     Type,
+    Response,
     Index,
     Delta,
     Text,
@@ -342,6 +367,7 @@ impl Visitor<'_> for KeySeed {
             "error" => Key::Error,
             "usage" => Key::Usage,
             "type" => Key::Type,
+            "response" => Key::Response,
             "index" => Key::Index,
             "delta" => Key::Delta,
             "text" => Key::Text,

@@ -56,6 +56,23 @@ pub struct Expected {
     pub usage: bool,
 }
 
+/// Reasons for the end of an answer that its reader may not like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reasons {
+    /// It became too long.
+    pub length: bool,
+    /// The engine withheld it, or part of it, for its content.
+    pub filtered: bool,
+}
+
+impl Reasons {
+    /// `finish_reason` of a choice, or `incomplete_details.reason` of a response.
+    pub(crate) fn add(&mut self, reason: &str) {
+        self.length |= matches!(reason, "length" | "max_output_tokens");
+        self.filtered |= reason == "content_filter";
+    }
+}
+
 /// What is known of a stream after the events so far.
 #[derive(Debug)]
 pub struct StreamState {
@@ -67,6 +84,8 @@ pub struct StreamState {
     pub failed: bool,
     /// A tool call has begun: the stream can't be continued elsewhere.
     pub tool_call: bool,
+    /// A choice ended because it was too long, or for its content.
+    pub reasons: Reasons,
     /// Something has come that the transcript does not hold, such as reasoning.
     pub other_output: bool,
     /// The data of the first event, which says what all others must say too; `None` if it is long.
@@ -91,6 +110,7 @@ impl StreamState {
             done: false,
             failed: false,
             tool_call: false,
+            reasons: Reasons::default(),
             other_output: false,
             first: None,
             events: 0,
@@ -261,6 +281,32 @@ mod tests {
         };
         assert!(!run(Api::Chat, &[&chunk("")]).0.is_complete());
         assert!(run(Api::Chat, &[&chunk(""), &chunk("stop")]).0.is_complete());
+    }
+
+    #[test]
+    fn why_an_answer_ended() {
+        let check = |api: Api, event: &str, length: bool, filtered: bool| {
+            let (state, result) = run(api, &[event]);
+            assert!(result.is_ok(), "{event}");
+            assert_eq!(state.reasons, Reasons { length, filtered }, "{event}");
+        };
+        let ended = |reason: &str| {
+            format!(r#"{{"choices":[{{"index":0,"delta":{{"content":"a"}},"finish_reason":"{reason}"}}]}}"#)
+        };
+        check(Api::Chat, &ended("stop"), false, false);
+        check(Api::Chat, &ended("length"), true, false);
+        check(Api::Chat, &ended("content_filter"), false, true);
+        let response = |reason: &str| {
+            format!(
+                r#"{{"response":{{"id":"r","incomplete_details":{{"reason":"{reason}"}}}},"type":"response.incomplete"}}"#
+            )
+        };
+        check(Api::Responses, &response("max_output_tokens"), true, false);
+        check(Api::Responses, &response("content_filter"), false, true);
+        for other in [r#"{"incomplete_details":null}"#, "7", "null", r#"{"incomplete_details":[1]}"#] {
+            let event = format!(r#"{{"type":"response.completed","response":{other}}}"#);
+            check(Api::Responses, &event, false, false);
+        }
     }
 
     #[test]
