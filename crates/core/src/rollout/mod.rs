@@ -7,6 +7,9 @@
 //! Time is the release's own: milliseconds in which it was looked after, which never goes back, whatever the clock
 //! does.
 
+mod analysis;
+#[cfg(test)]
+mod analysis_tests;
 mod plan;
 mod settings;
 mod step;
@@ -18,6 +21,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use analysis::{Analysis, Both, Counts, EVENTS, Readiness};
 pub use plan::{ALL, OnExpiry, Plan, Step, Way};
 pub use settings::{Comparison, Guardrail, Metric, Settings, Trigger, Window};
 
@@ -201,6 +205,8 @@ pub struct Observed {
     pub critical: Option<String>,
     /// A trigger that only warns.
     pub warning: Option<String>,
+    /// A trigger that is only noted.
+    pub noted: Option<String>,
     /// Stable sets off a trigger too.
     pub stable_in_trouble: bool,
     /// The arms can't be compared.

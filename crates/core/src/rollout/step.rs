@@ -63,6 +63,9 @@ impl Release {
         {
             effects.push(Effect::Tell(Severity::Warning, format!("paused by the trigger {trigger}")));
         }
+        if let Some(trigger) = observed.noted.as_ref().filter(|_| on_trial) {
+            effects.push(Effect::Tell(Severity::Info, format!("the trigger {trigger} was set off")));
+        }
         if self.now >= millis(self.plan.max_age) {
             match self.plan.on_expiry {
                 OnExpiry::Rollback if incident && on_trial => {}

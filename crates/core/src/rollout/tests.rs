@@ -365,6 +365,7 @@ fn observed() -> impl Strategy<Value = Observed> {
             overflow: flags.3,
             requests,
             recovered,
+            ..Observed::default()
         })
 }
 

@@ -1,0 +1,371 @@
+//! From what gateways report to what a release has to know.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::settings::{Guardrail, Settings, Trigger};
+use super::{Observed, Severity};
+use crate::evidence::{Arms, Assigned, Bad, Evidence, Judgement, MetricPlan, Plan, PlanError, Rules};
+use crate::report::{ArmReport, BadEvent, EpochReport, Latencies, Quantiles, TrialReport};
+use crate::table::{LatencyLimit, LatencyMetric};
+
+/// Quantiles of stable's times that become limits.
+const LIMITS: usize = 4;
+/// So many answers have to be timed before they are taken for what is usual.
+const ENOUGH_TIMED: u64 = 100;
+/// The version can't serve for so long before that counts: a probe may come back.
+const DOWN_FOR: u64 = 3_000;
+/// How often a version may go down and come back within [`CRASHES_WITHIN`].
+const MOST_CRASHES: usize = 3;
+const CRASHES_WITHIN: u64 = 600_000;
+/// Requests that tell whether stable is well.
+const ENOUGH_TO_RECOVER: u64 = 20;
+/// How much more often than before stable may fail and still be as well as before: a factor, and a share.
+const RECOVERED: (f64, f64) = (2.0, 0.01);
+
+/// What is known of a release, apart from its state.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Analysis {
+    guardrails: Vec<Guardrail>,
+    triggers: Vec<Trigger>,
+    alpha: f64,
+    warmup: u64,
+    evidence: Evidence,
+    /// By metric, [`LIMITS`] each; empty until stable's times are known.
+    limits: Vec<LatencyLimit>,
+    /// What each process of a gateway has counted, by boot and epoch.
+    counted: BTreeMap<u64, BTreeMap<u32, Counted>>,
+    /// Bad units of a step, which count once.
+    seen: BTreeMap<u32, BTreeMap<BadEvent, Seen>>,
+    /// When each trigger was set off last.
+    fired: BTreeMap<usize, u64>,
+    /// When the canary went down.
+    crashes: VecDeque<u64>,
+    /// Since when it has been down.
+    down_since: Option<u64>,
+    /// What both arms had counted at moments of the last hour.
+    #[serde(skip)]
+    past: VecDeque<(u64, Both)>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+struct Counted {
+    step: u32,
+    share: f64,
+    stable: Counts,
+    canary: Counts,
+}
+
+/// Counts of one arm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Requests that were assigned.
+    pub requests: u64,
+    /// Of them, those whose first attempt has ended.
+    pub ended: u64,
+    /// Distinct units, in a sample.
+    pub units: u64,
+    /// By the order of [`EVENTS`].
+    pub bad: [u64; EVENTS.len()],
+}
+
+/// Events that rates count.
+pub const EVENTS: [BadEvent; 5] =
+    [BadEvent::Error, BadEvent::Rejected, BadEvent::Empty, BadEvent::Length, BadEvent::Filtered];
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Both {
+    pub stable: Counts,
+    pub canary: Counts,
+}
+
+/// Units that had something happen to them in a step.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Seen {
+    units: BTreeSet<u64>,
+    /// There were too many; nothing of the step counts any more, of either arm.
+    full: bool,
+}
+
+/// How the endpoints stand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Readiness {
+    pub canary: bool,
+    pub stable: bool,
+}
+
+impl Analysis {
+    /// # Errors
+    ///
+    /// The guardrails can decide nothing.
+    pub fn new(settings: &Settings) -> Result<Self, PlanError> {
+        let metrics = settings.guardrails.iter().map(|guardrail| {
+            let is_rate = guardrail.metric.event().is_some();
+            let tolerated = if is_rate { guardrail.max_ratio } else { 1.0 };
+            MetricPlan {
+                name: guardrail.metric.name().to_owned(),
+                weight: guardrail.weight,
+                tolerated,
+                margin: tolerated * 1.5,
+                processes: if is_rate { 1 } else { LIMITS },
+            }
+        });
+        let plan = Plan::new(metrics.collect(), settings.plan.steps.len())?;
+        Ok(Self {
+            guardrails: settings.guardrails.clone(),
+            triggers: settings.triggers.clone(),
+            alpha: settings.plan.alpha,
+            warmup: millis(settings.warmup),
+            evidence: Evidence::new(plan),
+            limits: Vec::new(),
+            counted: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            fired: BTreeMap::new(),
+            crashes: VecDeque::new(),
+            down_since: None,
+            past: VecDeque::new(),
+        })
+    }
+
+    /// Takes stable's usual times for limits, once they are known. True if they are now.
+    pub fn set_limits(&mut self, usual: &Latencies) -> bool {
+        if !self.limits.is_empty() {
+            return false;
+        }
+        let times = |metric: LatencyMetric| match metric {
+            LatencyMetric::Ttft => usual.ttft,
+            LatencyMetric::Tpot => usual.tpot,
+            LatencyMetric::Total => usual.total,
+        };
+        let wanted = || self.guardrails.iter().filter_map(|it| Some((it.metric.latency()?, it.max_ratio)));
+        // All at once, since events are told by their place among them. What is not measured at all, such as the first
+        // token where nobody streams, is never exceeded.
+        if !wanted().any(|(metric, _)| times(metric).count >= ENOUGH_TIMED) {
+            return false;
+        }
+        self.limits = wanted()
+            .flat_map(|(metric, ratio)| {
+                let Quantiles { count, p50, p90, p95, p99 } = times(metric);
+                let known = count >= ENOUGH_TIMED;
+                [p50, p90, p95, p99].map(|usual| LatencyLimit {
+                    metric,
+                    seconds: if known { usual * ratio } else { f64::MAX },
+                })
+            })
+            .collect();
+        true
+    }
+
+    pub fn limits(&self) -> &[LatencyLimit] {
+        &self.limits
+    }
+
+    /// Takes in what a gateway has counted. `age` is how long the present step has lasted, in milliseconds.
+    pub fn take(&mut self, report: &TrialReport, step: u32, age: u64) {
+        let counted = self.counted.entry(report.boot).or_default();
+        for epoch in &report.epochs {
+            let EpochReport { step, share, .. } = *epoch;
+            let now = Counted { step, share, stable: counts(&epoch.stable), canary: counts(&epoch.canary) };
+            counted.insert(epoch.epoch, now);
+        }
+        let is_warm = age >= self.warmup;
+        for epoch in &report.epochs {
+            for event in events_of(epoch) {
+                let counts = is_warm || epoch.step != step || !matches!(event, BadEvent::Slow(_));
+                self.take_units(epoch, event, counts);
+            }
+        }
+        // Late news of the step before is possible; older ones are of requests that have been given up.
+        self.seen.retain(|seen, _| *seen + 1 >= step);
+    }
+
+    fn take_units(&mut self, epoch: &EpochReport, event: BadEvent, counts: bool) {
+        let seen = self.seen.entry(epoch.step).or_default().entry(event).or_default();
+        let of = |arm: &ArmReport| arm.bad.iter().find(|bad| bad.event == event).cloned();
+        let (stable, canary) = (of(&epoch.stable), of(&epoch.canary));
+        seen.full |= [&stable, &canary].into_iter().flatten().any(|bad| bad.overflow);
+        if seen.full {
+            return;
+        }
+        let mut new = |bad: Option<crate::report::BadCount>| {
+            let units = bad.map(|bad| bad.units).unwrap_or_default();
+            units.into_iter().filter(|unit| seen.units.insert(*unit)).count() as u64
+        };
+        let bad = Arms { stable: new(stable), canary: new(canary) };
+        let Some((metric, process)) = self.process(event).filter(|_| counts) else { return };
+        let step = usize::try_from(epoch.step).unwrap_or(usize::MAX);
+        // Metric and process are of the plan.
+        let _ = self.evidence.add(Bad { step, metric, process, share: epoch.share, bad });
+    }
+
+    /// The place of an event in the evidence.
+    fn process(&self, event: BadEvent) -> Option<(usize, usize)> {
+        let BadEvent::Slow(limit) = event else {
+            return self.guardrails.iter().position(|it| it.metric.event() == Some(event)).map(|it| (it, 0));
+        };
+        let limit = usize::from(limit);
+        let mut latencies = (0..).zip(&self.guardrails).filter(|(_, it)| it.metric.latency().is_some());
+        Some((latencies.nth(limit / LIMITS)?.0, limit % LIMITS))
+    }
+
+    /// All that was counted, or what was counted in `step`.
+    pub fn counts(&self, step: Option<u32>) -> Both {
+        let mut sum = Both::default();
+        for counted in self.counted.values().flat_map(BTreeMap::values) {
+            if step.is_none_or(|step| step == counted.step) {
+                sum.stable.add(&counted.stable);
+                sum.canary.add(&counted.canary);
+            }
+        }
+        sum
+    }
+
+    /// What the evidence comes to in `step`, of which the canary should have had so many requests.
+    pub fn judge(&self, step: u32, min_requests: u64) -> Judgement {
+        let Both { stable, canary } = self.counts(Some(step));
+        let requests = Arms { stable: stable.requests, canary: canary.requests };
+        let mut assigned: BTreeMap<u32, Assigned> = BTreeMap::new();
+        for (epoch, counted) in self.counted.values().flatten() {
+            let units = Arms { stable: counted.stable.units, canary: counted.canary.units };
+            let sum = assigned
+                .entry(*epoch)
+                .or_insert(Assigned { share: counted.share, units: Arms { stable: 0, canary: 0 } });
+            sum.units.stable += units.stable;
+            sum.units.canary += units.canary;
+        }
+        // Only the split in force: units are the same from one to the next, so that they can't be added up.
+        let assigned: Vec<Assigned> = assigned.into_values().rev().take(1).collect();
+        self.evidence.judge(&Rules { alpha: self.alpha, min_requests }, requests, &assigned)
+    }
+
+    /// How things are at `now`, in milliseconds of the release's time.
+    pub fn observe(&mut self, now: u64, step: u32, readiness: Readiness, window_open: bool) -> Observed {
+        let both = self.counts(None);
+        self.past.push_back((now, both));
+        let longest = self.triggers.iter().map(|trigger| millis(trigger.window)).max().unwrap_or(0);
+        while self.past.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= longest) {
+            self.past.pop_front();
+        }
+        let judgement = self.judge(step, 0);
+        let regressed = judgement.regressed.and_then(|metric| self.guardrails.get(metric));
+        let regressed = regressed.map(|guardrail| guardrail.metric.name().to_owned());
+        let mut observed = Observed {
+            canary_ready: readiness.canary,
+            stable_ready: readiness.stable,
+            hard_stop: self.hard_stop(now, readiness.canary),
+            regressed,
+            imbalance: judgement.imbalance.is_some(),
+            window_open,
+            overflow: self.is_full(step, BadEvent::Error),
+            requests: self.counts(Some(step)).canary.ended,
+            recovered: self.recovered(step, readiness.stable),
+            ..Observed::default()
+        };
+        self.pull_triggers(now, &mut observed);
+        observed
+    }
+
+    fn is_full(&self, step: u32, event: BadEvent) -> bool {
+        self.seen.get(&step).and_then(|seen| seen.get(&event)).is_some_and(|seen| seen.full)
+    }
+
+    fn pull_triggers(&mut self, now: u64, observed: &mut Observed) {
+        for (index, trigger) in self.triggers.iter().enumerate() {
+            let window = millis(trigger.window);
+            let before = self.past.iter().rev().find(|(at, _)| now.saturating_sub(*at) >= window);
+            // Until the window is full, from the beginning.
+            let (Some((_, before)), Some((_, after))) = (before.or(self.past.front()), self.past.back())
+            else {
+                continue;
+            };
+            let breached = |before: &Counts, after: &Counts| {
+                let rate = after.rate_since(before, trigger);
+                rate.is_some_and(|rate| trigger.op.holds(rate, trigger.threshold))
+            };
+            if !breached(&before.canary, &after.canary) {
+                continue;
+            }
+            if breached(&before.stable, &after.stable) {
+                observed.stable_in_trouble = true;
+                continue;
+            }
+            let fired = self.fired.get(&index);
+            if fired.is_some_and(|at| now.saturating_sub(*at) < millis(trigger.cooldown)) {
+                continue;
+            }
+            self.fired.insert(index, now);
+            let name = Some(trigger.to_string());
+            match trigger.severity {
+                Severity::Critical => observed.critical = name,
+                Severity::Warning => observed.warning = name,
+                Severity::Info => observed.noted = name,
+            }
+        }
+    }
+
+    /// Why the canary can't be tried any longer.
+    fn hard_stop(&mut self, now: u64, is_up: bool) -> Option<String> {
+        if is_up {
+            self.down_since = None;
+        } else if self.down_since.is_none() {
+            self.down_since = Some(now);
+            self.crashes.push_back(now);
+        }
+        while self.crashes.front().is_some_and(|at| now.saturating_sub(*at) > CRASHES_WITHIN) {
+            self.crashes.pop_front();
+        }
+        if self.down_since.is_some_and(|since| now.saturating_sub(since) >= DOWN_FOR) {
+            return Some("none of its endpoints can serve".to_owned());
+        }
+        let crashes = self.crashes.len();
+        (crashes >= MOST_CRASHES).then(|| format!("it went down {crashes} times within ten minutes"))
+    }
+
+    /// Whether stable fails no more in `step` than before.
+    fn recovered(&self, step: u32, is_up: bool) -> Option<bool> {
+        let (all, now) = (self.counts(None).stable, self.counts(Some(step)).stable);
+        if now.ended < ENOUGH_TO_RECOVER {
+            return if is_up { None } else { Some(false) };
+        }
+        let share = |bad: u64, of: u64| if of == 0 { 0.0 } else { bad as f64 / of as f64 };
+        let before = share(all.bad[0] - now.bad[0], all.ended - now.ended);
+        let (factor, more) = RECOVERED;
+        Some(is_up && share(now.bad[0], now.ended) <= (before * factor).max(before + more))
+    }
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.ended += other.ended;
+        self.units += other.units;
+        for (bad, more) in self.bad.iter_mut().zip(other.bad) {
+            *bad += more;
+        }
+    }
+
+    /// The rate that a trigger watches, since `before`; `None` if there was too little.
+    fn rate_since(&self, before: &Self, trigger: &Trigger) -> Option<f64> {
+        let event = trigger.metric.event()?;
+        let index = EVENTS.iter().position(|known| *known == event)?;
+        // A request may go bad before it has ended, but not before it has begun.
+        let ended = self.ended.saturating_sub(before.ended);
+        let bad = self.bad[index].saturating_sub(before.bad[index]);
+        (ended >= trigger.min_requests.max(1)).then(|| (bad as f64 / ended as f64).min(1.0))
+    }
+}
+
+fn counts(arm: &ArmReport) -> Counts {
+    let bad = EVENTS.map(|event| arm.bad.iter().find(|bad| bad.event == event).map_or(0, |bad| bad.requests));
+    Counts { requests: arm.requests, ended: arm.ended, units: arm.units, bad }
+}
+
+fn events_of(epoch: &EpochReport) -> BTreeSet<BadEvent> {
+    epoch.stable.bad.iter().chain(&epoch.canary.bad).map(|bad| bad.event).collect()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

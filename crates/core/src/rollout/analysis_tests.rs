@@ -1,0 +1,206 @@
+//! What releases are told of what gateways report.
+
+use std::time::Duration;
+
+use super::analysis::*;
+use super::settings::{Comparison, Guardrail, Metric, Settings, Trigger};
+use super::{ALL, Kind, OnExpiry, Plan, Severity, Step, Way};
+use crate::report::{ArmReport, BadCount, BadEvent, EpochReport, Latencies, Quantiles, TrialReport};
+
+const UP: Readiness = Readiness { canary: true, stable: true };
+
+fn settings() -> Settings {
+    let step = |buckets| Step { buckets, hold: Duration::ZERO, min_requests: 100, approval: false };
+    let guardrail = |metric| Guardrail { metric, max_ratio: 1.0, weight: 1.0 };
+    Settings {
+        kind: Kind::Canary,
+        plan: Plan {
+            steps: vec![step(10_000), step(ALL)],
+            bake: Duration::ZERO,
+            max_age: Duration::from_secs(3_600),
+            on_expiry: OnExpiry::Rollback,
+            alpha: 0.01,
+            on_critical: Way::Instant,
+            on_regressed: Way::Instant,
+            retreat: vec![0],
+            retreat_every: Duration::from_secs(60),
+            verify: Duration::from_secs(60),
+        },
+        warmup: Duration::from_secs(60),
+        guardrails: vec![guardrail(Metric::ErrorRate), guardrail(Metric::Ttft), guardrail(Metric::Latency)],
+        triggers: Vec::new(),
+        window: None,
+    }
+}
+
+fn bad(event: BadEvent, units: std::ops::Range<u64>) -> BadCount {
+    BadCount { event, requests: units.end - units.start, units: units.collect(), overflow: false }
+}
+
+fn arm(requests: u64, bad: Vec<BadCount>) -> ArmReport {
+    ArmReport { requests, ended: requests, units: requests, bad, ..ArmReport::default() }
+}
+
+fn report(epoch: u32, step: u32, stable: ArmReport, canary: ArmReport) -> TrialReport {
+    let epoch = EpochReport { epoch, step, share: 0.1, stable, canary };
+    TrialReport { release: "r1".to_owned(), boot: 1, epochs: vec![epoch] }
+}
+
+#[test]
+fn a_report_that_comes_again_changes_nothing() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    let report = report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Error, 0..3)]));
+    for _ in 0..10 {
+        analysis.take(&report, 0, 0);
+    }
+    assert_eq!(analysis.judge(0, 0).metrics[0].bad[0].canary, 3);
+    assert_eq!(analysis.counts(Some(0)).canary.requests, 100);
+    assert_eq!(analysis.observe(0, 0, UP, true).regressed, None);
+}
+
+#[test]
+fn counts_of_a_process_that_began_anew_are_added() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    let mut report = report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Error, 0..3)]));
+    analysis.take(&report, 0, 0);
+    report.boot = 2;
+    analysis.take(&report, 0, 0);
+    assert_eq!(analysis.counts(Some(0)).canary.requests, 200);
+    assert_eq!(analysis.judge(0, 0).metrics[0].bad[0].canary, 3, "the same units count once in a step");
+    report.epochs[0].step = 1;
+    report.epochs[0].epoch = 2;
+    analysis.take(&report, 1, 0);
+    assert_eq!(analysis.judge(1, 0).metrics[0].bad[0].canary, 6, "and once more in the next");
+}
+
+#[test]
+fn a_dead_canary_is_told_by_ten_requests() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    analysis.take(&report(1, 0, arm(90, vec![]), arm(10, vec![bad(BadEvent::Error, 0..10)])), 0, 0);
+    assert_eq!(analysis.observe(0, 0, UP, true).regressed.as_deref(), Some("error_rate"));
+}
+
+#[test]
+fn what_both_arms_suffer_is_no_regression() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    let (stable, canary) = (vec![bad(BadEvent::Error, 0..900)], vec![bad(BadEvent::Error, 1_000..1_100)]);
+    analysis.take(&report(1, 0, arm(900, stable), arm(100, canary)), 0, 0);
+    assert_eq!(analysis.observe(0, 0, UP, true).regressed, None);
+}
+
+#[test]
+fn latencies_count_after_the_warm_up_and_by_their_own_limits() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    let quantiles = Quantiles { count: 1_000, p50: 1.0, p90: 2.0, p95: 3.0, p99: 4.0 };
+    let usual = Latencies { total: quantiles, ..Latencies::default() };
+    assert!(!analysis.set_limits(&Latencies::default()), "nothing is known yet");
+    assert!(analysis.set_limits(&usual));
+    assert!(!analysis.set_limits(&usual), "they stay as they are");
+    let seconds: Vec<f64> = analysis.limits().iter().map(|limit| limit.seconds).collect();
+    assert_eq!(seconds[4..], [1.0, 2.0, 3.0, 4.0]);
+    assert!(seconds[..4].iter().all(|limit| *limit > 1e9), "what is not measured is never exceeded");
+
+    let slow = |units| report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Slow(4), units)]));
+    analysis.take(&slow(0..40), 0, 59_999);
+    assert_eq!(analysis.observe(0, 0, UP, true).regressed, None, "a cold engine is slow");
+    analysis.take(&slow(0..40), 0, 60_000);
+    assert_eq!(analysis.observe(0, 0, UP, true).regressed, None, "and its units have had their say");
+    analysis.take(&slow(40..80), 0, 60_000);
+    assert_eq!(analysis.observe(0, 0, UP, true).regressed.as_deref(), Some("latency"));
+}
+
+#[test]
+fn with_too_many_bad_units_a_step_says_no_more() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    let mut report = report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Error, 0..50)]));
+    report.epochs[0].canary.bad[0].overflow = true;
+    analysis.take(&report, 0, 0);
+    let observed = analysis.observe(0, 0, UP, true);
+    assert_eq!((observed.regressed, observed.overflow), (None, true));
+}
+
+#[test]
+fn a_split_that_is_not_as_it_should_be_is_told() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    analysis.take(&report(1, 0, arm(900, vec![]), arm(500, vec![bad(BadEvent::Error, 0..50)])), 0, 0);
+    let observed = analysis.observe(0, 0, UP, true);
+    assert_eq!((observed.imbalance, observed.regressed), (true, None));
+}
+
+#[test]
+fn a_version_that_is_down_or_does_not_stay_up_is_a_hard_stop() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    let down = Readiness { canary: false, stable: true };
+    assert_eq!(analysis.observe(0, 0, down, true).hard_stop, None);
+    assert_eq!(analysis.observe(2_000, 0, UP, true).hard_stop, None, "a probe may come back");
+    assert_eq!(analysis.observe(10_000, 0, down, true).hard_stop, None);
+    assert!(analysis.observe(13_000, 0, down, true).hard_stop.unwrap().contains("none"));
+    assert_eq!(analysis.observe(14_000, 0, UP, true).hard_stop, None);
+    let third = analysis.observe(60_000, 0, down, true).hard_stop.unwrap();
+    assert!(third.contains("3 times"), "{third}");
+    assert_eq!(analysis.observe(700_000, 0, UP, true).hard_stop, None, "long ago");
+}
+
+fn trigger(severity: Severity) -> Trigger {
+    Trigger {
+        metric: Metric::ErrorRate,
+        op: Comparison::Gt,
+        threshold: 0.2,
+        window: Duration::from_secs(30),
+        min_requests: 20,
+        severity,
+        cooldown: Duration::from_secs(300),
+    }
+}
+
+#[test]
+fn triggers_go_by_their_window_and_by_who_else_is_hit() {
+    let mut settings = settings();
+    settings.triggers = vec![trigger(Severity::Critical)];
+    let tell = |second: u64, stable: (u64, u64), canary: (u64, u64), analysis: &mut Analysis| {
+        let arm_of = |(requests, errors)| {
+            let errors =
+                BadCount { event: BadEvent::Error, requests: errors, units: vec![], overflow: false };
+            arm(requests, vec![errors])
+        };
+        analysis.take(&report(1, 0, arm_of(stable), arm_of(canary)), 0, 0);
+        let observed = analysis.observe(second * 1_000, 0, UP, true);
+        (observed.critical.is_some(), observed.stable_in_trouble)
+    };
+    let mut analysis = Analysis::new(&settings).unwrap();
+    assert_eq!(tell(0, (0, 0), (0, 0), &mut analysis), (false, false));
+    assert_eq!(tell(10, (100, 0), (19, 19), &mut analysis), (false, false), "too few requests");
+    assert_eq!(tell(20, (200, 0), (40, 19), &mut analysis), (true, false));
+    assert_eq!(tell(25, (250, 0), (60, 39), &mut analysis), (false, false), "silent for a while");
+    assert_eq!(tell(400, (300, 0), (160, 39), &mut analysis), (false, false), "the window has moved on");
+    assert_eq!(tell(410, (400, 90), (260, 139), &mut analysis), (false, true), "stable is hit too");
+}
+
+#[test]
+fn after_a_rollback_stable_has_to_be_as_well_as_before() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    analysis.take(&report(1, 0, arm(1_000, vec![bad(BadEvent::Error, 0..10)]), arm(100, vec![])), 0, 0);
+    let after = |requests: u64, errors: u64, analysis: &mut Analysis| {
+        let errors = bad(BadEvent::Error, 5_000..5_000 + errors);
+        analysis.take(&report(2, 5, arm(requests, vec![errors]), arm(0, vec![])), 5, 0);
+        analysis.observe(0, 5, UP, true).recovered
+    };
+    assert_eq!(after(19, 0, &mut analysis), None);
+    assert_eq!(after(100, 2, &mut analysis), Some(true));
+    assert_eq!(after(200, 40, &mut analysis), Some(false));
+    let down = Readiness { canary: true, stable: false };
+    assert_eq!(analysis.observe(0, 5, down, true).recovered, Some(false));
+}
+
+#[test]
+fn it_comes_back_from_disk_as_it_was() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    analysis.take(&report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Error, 0..3)])), 0, 0);
+    let text = serde_json::to_string(&analysis).unwrap();
+    let mut again: Analysis = serde_json::from_str(&text).unwrap();
+    assert_eq!(serde_json::to_string(&again).unwrap(), text);
+    let all = report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Error, 0..9)]));
+    analysis.take(&all, 0, 0);
+    again.take(&all, 0, 0);
+    assert_eq!(again.judge(0, 0), analysis.judge(0, 0));
+}
