@@ -7,7 +7,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOC = "docs/limits.md"
 # Crates that meet strangers. The others have no limits of their own, or serve only tests.
-CRATES = ["cli", "config", "controller", "core", "gateway", "openai"]
+CRATES = ["cli", "config", "controller", "core", "gateway", "openai", "store"]
 # A constant with such a name is a limit.
 LIMIT = re.compile(r"MAX_|MOST|LONGEST|DEEPEST|KEPT|BACKLOG|IDLE|WHOLE|LINGER|STALL|_GRACE|LAST_WORDS|^FRESH|TIMEOUT")
 # Not met by strangers, or no bound at all.

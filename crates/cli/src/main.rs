@@ -13,6 +13,7 @@ mod log;
 mod plane;
 mod remote;
 mod serve;
+mod store;
 mod tiers;
 mod tls;
 mod watch;
@@ -48,6 +49,7 @@ enum Command {
     Events(remote::events::Args),
     Dependency(remote::dependency::Args),
     Key(key::Args),
+    Store(store::Args),
     Demo(demo::Args),
     /// Run a simulated model server with seeded faults, for tests and trials
     EngineSim(backstop_engine_sim::SimArgs),
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Command::Events(args) => remote::events::run(&args),
         Command::Dependency(args) => remote::dependency::run(&args),
         Command::Key(args) => key::run(&args),
+        Command::Store(args) => store::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::EngineSim(args) => engine_sim(args),
     };

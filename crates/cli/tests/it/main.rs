@@ -21,6 +21,7 @@ mod reload;
 #[path = "../../../gateway/tests/it/secure.rs"]
 mod secure;
 mod stop;
+mod store;
 mod tiers;
 mod tls;
 mod upgrade;
