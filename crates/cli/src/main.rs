@@ -11,6 +11,7 @@ mod key;
 mod listeners;
 mod log;
 mod plane;
+mod releases;
 mod remote;
 mod serve;
 mod store;
@@ -43,6 +44,7 @@ enum Command {
     Serve(serve::Args),
     Check(check::Args),
     Endpoint(remote::endpoint::Args),
+    Release(remote::release::Args),
     Failback(remote::failback::Args),
     Reload(remote::reload::Args),
     Config(remote::config::Args),
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(&args),
         Command::Endpoint(args) => remote::endpoint::run(&args),
+        Command::Release(args) => remote::release::run(&args),
         Command::Failback(args) => remote::failback::run(&args),
         Command::Reload(args) => remote::reload::run(&args),
         Command::Config(args) => remote::config::run(&args),

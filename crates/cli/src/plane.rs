@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use backstop_controller::DataPlane;
 use backstop_core::event::{Event, What};
+use backstop_core::report::{Latencies, TrialReport};
 use backstop_core::status::{DependencyState, Status};
 use backstop_core::table::TableSpec;
 use backstop_gateway::Gateway;
@@ -24,6 +25,14 @@ impl DataPlane for Plane {
 
     fn metrics(&self) -> String {
         self.0.metrics()
+    }
+
+    fn trial_report(&self, service: &str) -> Option<TrialReport> {
+        self.0.trial_report(service)
+    }
+
+    fn latencies(&self, service: &str, version: &str) -> Option<Latencies> {
+        self.0.latencies(service, version)
     }
 
     fn subscribe(&self) -> broadcast::Receiver<Event> {

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use backstop_config::{Config, Store};
@@ -15,7 +15,7 @@ use crate::listeners::Listeners;
 use crate::log::{self, AccessLog, Format};
 use crate::plane::Plane;
 use crate::tls::{self, AdminListener};
-use crate::{duration, tiers, watch};
+use crate::{duration, releases, tiers, watch};
 
 /// Serve: stand between clients and model servers
 ///
@@ -81,9 +81,7 @@ async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<(
     let listeners = Listeners::open(&config, handed, hint)?;
     let copies = listeners.copies(&config)?;
     let state_dir = config.state_dir().to_owned();
-    if let Store::Sqlite(path) = config.store() {
-        warn!(store = %path.display(), "this release does not use the store; run-time changes are kept in `state_dir`");
-    }
+    let store = config.store().clone();
     let gateway = Arc::new(Gateway::new());
     tiers::restore(&gateway, &state_dir);
     let certificate = tls::certificate(&gateway, Listener::Clients, config.tls())?;
@@ -113,7 +111,7 @@ async fn serve(args: Args, content: Vec<u8>, config: Config) -> anyhow::Result<(
                 notify("STOPPING=1");
                 Leave::Stop
             }
-            led = lead(handover, control, content, admin, (&mut admin_ends, admin_end)) => match led {
+            led = lead(handover, control, content, store, admin, (&mut admin_ends, admin_end)) => match led {
                 Ok(()) => {
                     // From now on the new process knows better.
                     keeping.abort();
@@ -139,14 +137,19 @@ async fn lead(
     mut handover: Handover,
     control: Arc<Control>,
     content: Vec<u8>,
+    store: Store,
     admin: AdminListener,
     (admin_ends, admin_end): (&mut Option<oneshot::Sender<()>>, oneshot::Receiver<()>),
 ) -> anyhow::Result<()> {
     handover.relieve().await?;
     let reloading = tokio::spawn(watch::reload(Arc::clone(&control), content));
     let ended = async { drop(admin_end.await) };
-    drop(tokio::spawn(backstop_controller::serve(admin, Arc::clone(&control), ended)));
+    let releases = Arc::new(OnceLock::new());
+    let releasing = tokio::spawn(releases::look_after(store, Arc::clone(&control), Arc::clone(&releases)));
+    drop(tokio::spawn(backstop_controller::serve(admin, Arc::clone(&control), releases, ended)));
     handover.until_handed_over().await;
+    // The store is the other process's from now on.
+    releasing.abort();
     // The next call of the API is for the other process.
     *admin_ends = None;
     reloading.abort();

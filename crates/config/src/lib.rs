@@ -107,6 +107,13 @@ impl Config {
         Some(stable.0.clone())
     }
 
+    /// Names of a service's versions.
+    pub fn versions(&self, service: &str) -> Vec<String> {
+        let found = self.document.services.iter().find(|found| found.name.0 == service);
+        let versions = found.into_iter().flat_map(|service| &service.versions);
+        versions.map(|version| version.name.0.clone()).collect()
+    }
+
     /// What a version is, as the file describes it, in a few digits: the same as long as nothing of it has been changed.
     /// Secrets are left out.
     pub fn version_digest(&self, service: &str, version: &str) -> Option<String> {

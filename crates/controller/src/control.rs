@@ -9,12 +9,12 @@ use arc_swap::ArcSwap;
 use backstop_config::{Config, Intent, Place, Problems};
 use backstop_core::event::What;
 use backstop_core::status::DependencyState;
-use backstop_core::table::{TableSpec, TokenSpec};
+use backstop_core::table::{TableSpec, TokenSpec, TrialSpec};
 use tracing::{error, info, warn};
 
 use crate::DataPlane;
 use crate::change::{Actor, Changed, EndpointChange, LastChange, Refusal, StartError, count};
-use crate::routes::{Route, Routes, RoutesFile};
+use crate::routes::{Route, Routes, RoutesFile, Veto};
 use crate::stored::{IntentFile, Stored};
 
 /// Texts of clients in events are cut at this length: a thousand events are kept.
@@ -309,6 +309,26 @@ impl Control {
             error!(%refusal, service, "what is served now would be lost with a restart");
         }
         Ok(current.revision)
+    }
+
+    /// Takes all traffic from the version on trial, if there is one, for `veto` to say why.
+    pub(crate) fn send_back(
+        &self,
+        actor: &Actor,
+        service: &str,
+        veto: impl FnOnce(&TrialSpec, String) -> Veto,
+    ) -> Result<bool, Refusal> {
+        let current = self.current();
+        let route = current.routes.of(&current.config, service);
+        let Some((mut route, trial)) = route.and_then(|route| Some((route.clone(), route.trial?))) else {
+            return Ok(false);
+        };
+        let digest = current.config.version_digest(service, &trial.canary).unwrap_or_default();
+        route.vetoes.insert(trial.canary.clone(), veto(&trial, digest));
+        let subject = format!("{} of {service}", trial.canary);
+        route.trial = Some(TrialSpec { buckets: 0, epoch: trial.epoch + 1, ..trial });
+        let deed = Deed { actor, action: "roll back", subject };
+        self.route(service, route, Order::ServeFirst, &deed).map(|_| true)
     }
 
     /// The route of a service as it is now; `None` if there is no such service.

@@ -5,11 +5,13 @@ use axum::http::StatusCode;
 use axum::http::header::{ETAG, WWW_AUTHENTICATE};
 use axum::response::{IntoResponse, Response};
 use backstop_config::{IntentError, Problem, Problems};
+use backstop_core::rollout::Refused;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::etag;
 use crate::change::{LastChange, Refusal};
+use crate::releases::Failure;
 
 /// The body of every answer that is not a success.
 #[derive(Debug, Serialize, ToSchema)]
@@ -114,6 +116,48 @@ impl From<Refusal> for ApiError {
             Refusal::Following => Self::new(StatusCode::SERVICE_UNAVAILABLE, "handed_over", message)
                 .hint("connect again: the new process answers at the same address"),
         }
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let message = failure.to_string();
+        let (status, code, hint) = match failure {
+            Failure::Refused(refusal) => return refusal.into(),
+            Failure::UnknownService(_) => (StatusCode::NOT_FOUND, "unknown_service", ""),
+            Failure::UnknownVersion { .. } => (StatusCode::NOT_FOUND, "unknown_version", ""),
+            Failure::NoRelease(_) => {
+                (StatusCode::NOT_FOUND, "no_release", "`backstop release start` begins one")
+            }
+            Failure::UnderWay { .. } => (
+                StatusCode::CONFLICT,
+                "release_under_way",
+                "a service has one release at a time; `backstop release status` shows how it stands",
+            ),
+            Failure::IsStable(_) => (StatusCode::CONFLICT, "is_stable", ""),
+            Failure::Vetoed { .. } => {
+                (StatusCode::CONFLICT, "sent_back", "change the version, or release it `--again` as it is")
+            }
+            Failure::Elsewhere { .. } => {
+                (StatusCode::CONFLICT, "other_stable", "roll back first; then go to the other version")
+            }
+            Failure::NoEarlier(_) => {
+                (StatusCode::CONFLICT, "no_earlier_version", "name the version to go back to")
+            }
+            Failure::Command(Refused::Finished(_)) => (StatusCode::CONFLICT, "release_ended", ""),
+            Failure::Command(Refused::Pointless(_)) => (StatusCode::CONFLICT, "pointless", ""),
+            Failure::Command(Refused::StableNotReady | Refused::CanaryNotReady) => (
+                StatusCode::CONFLICT,
+                "version_not_ready",
+                "`backstop endpoint list` shows its endpoints and why they don't serve",
+            ),
+            Failure::Plan(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_plan", ""),
+            Failure::Unkept(_) | Failure::Store(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "`backstop store check` looks at it")
+            }
+        };
+        let error = Self::new(status, code, message);
+        if hint.is_empty() { error } else { error.hint(hint) }
     }
 }
 

@@ -85,6 +85,20 @@ impl<S: Send + Sync> FromRequestParts<S> for PathName {
     }
 }
 
+/// Several variable parts of a path.
+pub(crate) struct PathNames<const N: usize>(pub(crate) [String; N]);
+
+impl<S: Send + Sync, const N: usize> FromRequestParts<S> for PathNames<N> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let names = Path::<Vec<String>>::from_request_parts(parts, state).await;
+        names.ok().and_then(|Path(names)| names.try_into().ok()).map(Self).ok_or_else(|| {
+            ApiError::new(StatusCode::BAD_REQUEST, "invalid_path", "the path is not UTF-8, percent-encoded")
+        })
+    }
+}
+
 /// The revisions that `If-Match` allows; `None` = any.
 pub(crate) struct IfMatch(pub(crate) Option<Vec<u64>>);
 

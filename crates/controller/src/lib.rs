@@ -10,6 +10,7 @@ mod change;
 mod control;
 mod error;
 mod extract;
+mod releases;
 mod routes;
 mod server;
 mod stored;
@@ -17,6 +18,7 @@ mod stored;
 mod tests;
 
 use backstop_core::event::{Event, What};
+use backstop_core::report::{Latencies, TrialReport};
 use backstop_core::status::{DependencyState, Status};
 use backstop_core::table::TableSpec;
 use tokio::sync::broadcast;
@@ -26,6 +28,7 @@ pub use axum::serve::Listener;
 
 pub use crate::change::{Actor, LastChange, Refusal, StartError};
 pub use crate::control::Control;
+pub use crate::releases::Releases;
 pub use crate::server::serve;
 pub use crate::stored::{StateFileError, replace};
 
@@ -42,6 +45,12 @@ pub trait DataPlane: Send + Sync + 'static {
 
     /// All metrics, in Prometheus' text format.
     fn metrics(&self) -> String;
+
+    /// What was counted of the trial of a service, if there is one.
+    fn trial_report(&self, service: &str) -> Option<TrialReport>;
+
+    /// How long recent answers of a version took.
+    fn latencies(&self, service: &str, version: &str) -> Option<Latencies>;
 
     /// Events from now on. A subscriber that falls too far behind misses some, and is told so.
     fn subscribe(&self) -> broadcast::Receiver<Event>;

@@ -50,6 +50,8 @@ pub(crate) struct Veto {
     pub(crate) release: String,
     /// Milliseconds since the Unix epoch.
     pub(crate) at: u64,
+    /// Who did it.
+    pub(crate) actor: String,
     pub(crate) reason: String,
     /// What runs on it is taken from it at once; before, it may end within `failover.drain`.
     pub(crate) isolated: bool,
@@ -152,7 +154,8 @@ impl Routes {
                 route.vetoes.get(name).is_some_and(|veto| Some(&veto.digest) == digest.as_ref())
             };
             let trial = route.trial.as_ref().filter(|trial| trial.canary != service.stable);
-            let trial = trial.filter(|trial| has(&trial.canary) && !vetoed(&trial.canary));
+            let trial =
+                trial.filter(|trial| has(&trial.canary) && (trial.buckets == 0 || !vetoed(&trial.canary)));
             service.trial = trial.cloned();
             let stable = service.stable.clone();
             let barred = |name: &str| name != stable && vetoed(name);

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 use tracing::debug;
 
-use crate::{Control, api};
+use crate::{Control, Releases, api};
 
 /// Connections at once; more wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 512;
@@ -28,10 +28,15 @@ const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// A client that reads nothing for this long is dropped.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Serves the control API until `stop` resolves. Then connections end with their answer, and those that follow events
+/// Serves the control API until `stop` resolves; that of releases from when there are some. Then connections end with their answer, and those that follow events
 /// are cut: they come back by themselves. All end when this is dropped.
-pub async fn serve<L: Listener>(mut listener: L, control: Arc<Control>, stop: impl Future<Output = ()>) {
-    let router = api::router(control);
+pub async fn serve<L: Listener>(
+    mut listener: L,
+    control: Arc<Control>,
+    releases: Arc<OnceLock<Arc<Releases>>>,
+    stop: impl Future<Output = ()>,
+) {
+    let router = api::router(control, releases);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     let (leave, _) = watch::channel(());

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::health::State;
+use crate::rollout::Severity;
 use crate::standby::Stage;
 use crate::status::DependencyState;
 
@@ -37,6 +38,19 @@ pub enum What {
         stage: Stage,
         /// Of the requests that reach the tier, how much it may take, 0–1.
         share: f64,
+        reason: String,
+    },
+    /// Something happened to a release.
+    Release {
+        service: String,
+        release: String,
+        /// The version on trial.
+        version: String,
+        /// Such as `step 2` or `rolled back`.
+        phase: String,
+        /// Of the version on trial, 0–1.
+        share: f64,
+        severity: Severity,
         reason: String,
     },
     /// Something that a service depends on came or went.
@@ -78,11 +92,12 @@ pub enum What {
 
 impl What {
     /// All that [`What::kind`] may say.
-    pub const KINDS: [&str; 10] = [
+    pub const KINDS: [&str; 11] = [
         "health",
         "breaker",
         "ejected",
         "failover",
+        "release",
         "dependency",
         "resolution",
         "certificate",
@@ -98,6 +113,7 @@ impl What {
             Self::Breaker { .. } => "breaker",
             Self::Ejected { .. } => "ejected",
             Self::Failover { .. } => "failover",
+            Self::Release { .. } => "release",
             Self::Dependency { .. } => "dependency",
             Self::Resolution { .. } => "resolution",
             Self::Certificate { .. } => "certificate",

@@ -8,6 +8,7 @@ use backstop_core::breaker;
 use backstop_core::event::{CertificateState, EndpointName, Event, ResolutionState, What};
 use backstop_core::health::{Change, State};
 use backstop_core::outlier::Counts;
+use backstop_core::rollout::Severity;
 use tokio::sync::broadcast;
 use tracing::{error, info, warn};
 
@@ -84,6 +85,14 @@ fn log(what: &What) {
         }
         What::Ejected { endpoint: EndpointName { service, version, url }, seconds, reason } => {
             warn!(service, version, endpoint = url, seconds, reason, "endpoint ejected as an outlier");
+        }
+        What::Release { service, release, version, phase, share, severity, reason } => {
+            let (service, release, version, phase) = (&**service, &**release, &**version, &**phase);
+            match severity {
+                Severity::Info => info!(service, release, version, phase, share, "release: {reason}"),
+                Severity::Warning => warn!(service, release, version, phase, share, "release: {reason}"),
+                Severity::Critical => error!(service, release, version, phase, share, "release: {reason}"),
+            }
         }
         What::Failover { service, version, tier, stage, share, reason } => {
             warn!(service, version, tier, %stage, share, reason, "work moves between tiers");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use backstop_core::event::{CertificateState, EndpointName, Event, ResolutionState, What};
 use backstop_core::health::State;
+use backstop_core::rollout::Severity;
 use backstop_core::standby::Stage;
 use backstop_core::status::DependencyState;
 use serde::Deserialize;
@@ -34,8 +35,8 @@ pub(crate) struct Args {
     /// Only those after the event with this number
     #[arg(long, value_name = "ID")]
     after: Option<u64>,
-    /// Only these, separated by commas: health, breaker, ejected, dependency, resolution, table, change,
-    /// refused
+    /// Only these, separated by commas: health, breaker, ejected, failover, release, dependency, resolution,
+    /// certificate, table, change, refused
     #[arg(long, value_name = "TYPES")]
     types: Option<String>,
     #[command(flatten)]
@@ -184,6 +185,14 @@ fn told(event: &Event, colour: bool) -> String {
                 }
             };
             (format!("{tier} of {service}/{version}: {to}: {reason}"), Some(tone))
+        }
+        What::Release { service, version, phase, share, severity, reason, .. } => {
+            let tone = match severity {
+                Severity::Info => None,
+                Severity::Warning => Some(AnsiColor::Yellow),
+                Severity::Critical => Some(AnsiColor::Red),
+            };
+            (format!("{version} of {service}: {phase}, {:.3} %: {reason}", share * 100.0), tone)
         }
         What::Table { revision } => (format!("revision {revision} serves"), None),
         What::Change { actor, action, subject, revision } => {

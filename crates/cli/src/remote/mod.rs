@@ -5,6 +5,7 @@ pub(crate) mod dependency;
 pub(crate) mod endpoint;
 pub(crate) mod events;
 pub(crate) mod failback;
+pub(crate) mod release;
 pub(crate) mod reload;
 
 mod client;

@@ -4,9 +4,10 @@ mod config;
 mod dependencies;
 mod endpoints;
 mod events;
+mod releases;
 mod services;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::State;
 use axum::http::header::{CONTENT_TYPE, ETAG};
@@ -23,7 +24,7 @@ use utoipa_axum::routes;
 use crate::auth::{self, Failures};
 use crate::change::Refusal;
 use crate::error::{ApiError, ErrorBody};
-use crate::{Control, DataPlane};
+use crate::{Control, DataPlane, Releases};
 
 /// Clients that follow events at once.
 const MAX_SUBSCRIBERS: usize = 64;
@@ -33,6 +34,8 @@ const MAX_SUBSCRIBERS: usize = 64;
 pub(crate) struct Api {
     pub(crate) control: Arc<Control>,
     pub(crate) failures: Arc<Failures>,
+    /// Empty until the store is open.
+    pub(crate) releases: Arc<OnceLock<Arc<Releases>>>,
     subscribers: Arc<Semaphore>,
     /// Differs from one process to the next.
     process: u64,
@@ -54,9 +57,10 @@ impl Api {
     }
 }
 
-pub(crate) fn router(control: Arc<Control>) -> Router {
+pub(crate) fn router(control: Arc<Control>, releases: Arc<OnceLock<Arc<Releases>>>) -> Router {
     let api = Api {
         control,
+        releases,
         failures: Arc::default(),
         subscribers: Arc::new(Semaphore::new(MAX_SUBSCRIBERS)),
         process: crate::control::unix_millis(),
@@ -81,6 +85,11 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(endpoints::restore))
         .routes(routes!(dependencies::list))
         .routes(routes!(dependencies::force))
+        .routes(routes!(releases::list, releases::begin))
+        .routes(routes!(releases::last))
+        .routes(routes!(releases::command))
+        .routes(routes!(releases::rollback))
+        .routes(routes!(releases::history))
         .routes(routes!(events::follow))
         .routes(routes!(config::show))
         .routes(routes!(config::reload))

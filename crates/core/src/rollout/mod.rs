@@ -253,6 +253,7 @@ pub enum Effect {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     Info,
@@ -331,6 +332,11 @@ impl Release {
         let stable = if self.phase == Phase::Promoted { &self.canary } else { &self.stable };
         let (canary, buckets, step) = (self.canary.clone(), self.buckets(), self.evidence_step());
         Exposure { stable: stable.clone(), canary, buckets, step }
+    }
+
+    /// What is counted changes, though the shares don't.
+    pub fn count_anew(&mut self) {
+        self.epoch += 1;
     }
 
     /// Steps of the evidence: those of the plan, the bake, and what comes after.

@@ -1,0 +1,245 @@
+//! `backstop release`: versions get the traffic of others, step by step, and lose it.
+
+mod view;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::client::{Admin, Call, encode};
+use super::table::Paper;
+use super::{Remote, print_json, text};
+use view::{Entry, Release, Summary};
+
+/// How often a release is looked at anew.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Release a version, and see how that goes
+///
+/// A release gives the traffic of the stable version to another one by the steps of `release.steps`. At each of them the
+/// two are compared; a version that is worse goes back by itself.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Start(Start),
+    Status(Of),
+    Watch(Of),
+    Pause(Of),
+    Resume(Of),
+    Approve(Of),
+    Promote(Of),
+    Abort(Of),
+    Rollback(Rollback),
+    List(Of),
+    History(History),
+}
+
+/// Begin to release a version
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  backstop release start chat --to v2 --reason \"new fine-tune\"
+  backstop release watch chat                     how it goes")]
+struct Start {
+    /// The service
+    #[arg(value_name = "SERVICE")]
+    service: String,
+    /// The version, one of the configuration
+    #[arg(long, value_name = "VERSION")]
+    to: String,
+    /// Why; for the history
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    /// Even if it was sent back, and has not been changed since
+    #[arg(long)]
+    again: bool,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// A service.
+#[derive(clap::Args)]
+struct Of {
+    /// The service
+    #[arg(value_name = "SERVICE")]
+    service: String,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Go back: from the version on trial to the stable one, or from the stable one to the one before
+///
+/// At once: when this command returns, nothing more is assigned to the version that is left. It is not released again as it
+/// is, unless that is asked for.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  backstop release rollback chat --reason \"answers in Latin\"
+  backstop release rollback chat --gradual
+  backstop release rollback chat --to v1          to this one, after v3 was promoted")]
+struct Rollback {
+    /// The service
+    #[arg(value_name = "SERVICE")]
+    service: String,
+    /// The version to go back to [default: the stable one, or the one before it]
+    #[arg(long, value_name = "VERSION")]
+    to: Option<String>,
+    /// By the shares of `release.rollback.gradual`
+    #[arg(long)]
+    gradual: bool,
+    /// Why; for the history
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Show what was done, by whom and why
+///
+/// No entry can be changed: `backstop store check` verifies that.
+#[derive(clap::Args)]
+struct History {
+    /// The service
+    #[arg(value_name = "SERVICE")]
+    service: String,
+    /// The last so many entries
+    #[arg(long, value_name = "N", default_value = "20")]
+    limit: u16,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Command::Start(args) => start(args),
+        Command::Status(of) => status(of),
+        Command::Watch(of) => watch(of),
+        Command::Pause(of) => tell(of, "pause"),
+        Command::Resume(of) => tell(of, "resume"),
+        Command::Approve(of) => tell(of, "approve"),
+        Command::Promote(of) => tell(of, "promote"),
+        Command::Abort(of) => tell(of, "abort"),
+        Command::Rollback(args) => rollback(args),
+        Command::List(of) => list(of),
+        Command::History(args) => history(args),
+    }
+}
+
+fn path(service: &str, what: &str) -> String {
+    format!("/api/v1/services/{}/{what}", encode(service))
+}
+
+fn start(args: &Start) -> anyhow::Result<ExitCode> {
+    let Start { service, to, reason, again, remote } = args;
+    let path = path(service, "releases");
+    let body = json!({ "to": to, "reason": reason, "again": again });
+    show(remote, remote.connect()?.json(Call::post(&path).body(body))?)
+}
+
+fn status(of: &Of) -> anyhow::Result<ExitCode> {
+    let path = path(&of.service, "release");
+    show(&of.remote, of.remote.connect()?.json(Call::get(&path))?)
+}
+
+fn tell(of: &Of, action: &str) -> anyhow::Result<ExitCode> {
+    let path = path(&of.service, &format!("release/{action}"));
+    show(&of.remote, of.remote.connect()?.json(Call::post(&path))?)
+}
+
+fn rollback(args: &Rollback) -> anyhow::Result<ExitCode> {
+    let Rollback { service, to, gradual, reason, remote } = args;
+    let path = path(service, "rollback");
+    let body = json!({ "to": to, "gradual": gradual, "reason": reason });
+    let done: Value = remote.connect()?.json(Call::post(&path).body(body))?;
+    if done.is_null() {
+        eprintln!("rolled back; the store can't be reached and will be told later");
+        return Ok(ExitCode::SUCCESS);
+    }
+    show(remote, done)
+}
+
+/// Prints a release as it is.
+fn show(remote: &Remote, release: Value) -> anyhow::Result<ExitCode> {
+    if remote.json {
+        print_json(&release)?;
+    } else {
+        let release: Release = serde_json::from_value(release)?;
+        print!("{}", view::render(&release, Paper::stdout()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Follow a release until it ends
+///
+/// Exits with 0 if the version was promoted, and with 1 otherwise.
+fn watch(of: &Of) -> anyhow::Result<ExitCode> {
+    let admin = of.remote.connect()?;
+    let path = path(&of.service, "release");
+    let live = !of.remote.json && std::io::stdout().is_terminal();
+    let mut told = 0;
+    loop {
+        let release: Release = admin.json(Call::get(&path))?;
+        if live {
+            // From the upper left corner, over what was there.
+            print!("\x1b[H\x1b[J{}", view::render(&release, Paper::stdout()));
+        } else {
+            told = print_news(&release, told, of.remote.json)?;
+        }
+        std::io::stdout().flush()?;
+        if release.summary.ended {
+            let promoted = release.summary.phase == "promoted";
+            return Ok(if promoted { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// What has happened since so many moments; gives how many there are.
+fn print_news(release: &Release, told: usize, json: bool) -> anyhow::Result<usize> {
+    for moment in release.timeline.iter().skip(told) {
+        if json {
+            println!("{}", serde_json::to_string(moment)?);
+        } else {
+            println!("{}  {:<10}  {}", text::time(moment.at), moment.phase, moment.text);
+        }
+    }
+    Ok(release.timeline.len().max(told))
+}
+
+fn list(of: &Of) -> anyhow::Result<ExitCode> {
+    let admin = of.remote.connect()?;
+    let path = path(&of.service, "releases");
+    if of.remote.json {
+        let releases: Value = admin.json(Call::get(&path))?;
+        print_json(&releases)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let releases: Vec<Summary> = admin.json(Call::get(&path))?;
+    print!("{}", view::table(&releases, Paper::stdout()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn history(args: &History) -> anyhow::Result<ExitCode> {
+    let admin: Admin = args.remote.connect()?;
+    let path = path(&args.service, "history");
+    let call = Call::get(&path).query("limit", Some(args.limit));
+    if args.remote.json {
+        let entries: Value = admin.json(call)?;
+        print_json(&entries)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut entries: Vec<Entry> = admin.json(call)?;
+    entries.reverse();
+    for entry in &entries {
+        println!("{}", view::entry(entry));
+    }
+    Ok(ExitCode::SUCCESS)
+}

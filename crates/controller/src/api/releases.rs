@@ -1,0 +1,252 @@
+//! Releases: how they stand, and what an operator wants of them.
+
+#![expect(unused_qualifications, reason = "in what `utoipa::path` makes")]
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Extension, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use backstop_core::rollout::{Command, Way};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
+
+use super::Api;
+use crate::change::Actor;
+use crate::error::{ApiError, ErrorBody};
+use crate::extract::{JsonBody, Params, PathName, PathNames};
+use crate::releases::{ReleaseView, Releases, Summary, Wanted};
+
+impl Api {
+    /// The releases, once the store is open.
+    fn releases(&self) -> Result<&Arc<Releases>, ApiError> {
+        self.releases.get().ok_or_else(|| {
+            let message = "the store is not open, so that nothing is known of releases";
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message).hint(
+                "the log says why; it is tried again every few seconds. A rollback is possible all the same",
+            )
+        })
+    }
+
+    fn knows(&self, service: &str) -> Result<(), ApiError> {
+        let known = self.control.route_of(service).is_some();
+        if known { Ok(()) } else { Err(crate::releases::Failure::UnknownService(service.to_owned()).into()) }
+    }
+}
+
+/// Releases of a service
+///
+/// The last one first.
+#[utoipa::path(
+    get,
+    path = "/api/v1/services/{service}/releases",
+    responses((status = OK, body = [Summary]), (status = NOT_FOUND, body = ErrorBody))
+)]
+pub(super) async fn list(
+    State(api): State<Api>,
+    PathName(service): PathName,
+) -> Result<Json<Vec<Summary>>, ApiError> {
+    api.knows(&service)?;
+    let releases = api.releases()?;
+    let last = releases.last(&service);
+    let ended = releases.ended(&service).await?;
+    let ended = ended.iter().filter(|it| last.as_ref().is_none_or(|last| last.release.id != it.release.id));
+    Ok(Json(last.as_deref().into_iter().chain(ended).map(Summary::of).collect()))
+}
+
+/// The last release of a service
+#[utoipa::path(
+    get,
+    path = "/api/v1/services/{service}/release",
+    responses((status = OK, body = ReleaseView), (status = NOT_FOUND, body = ErrorBody))
+)]
+pub(super) async fn last(
+    State(api): State<Api>,
+    PathName(service): PathName,
+) -> Result<Json<ReleaseView>, ApiError> {
+    api.knows(&service)?;
+    let last = api.releases()?.last(&service);
+    let last = last.ok_or_else(|| ApiError::from(crate::releases::Failure::NoRelease(service)))?;
+    Ok(Json(ReleaseView::of(&last)))
+}
+
+/// A version to release.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Begin {
+    /// The version.
+    to: String,
+    /// Why; for the history.
+    #[serde(default)]
+    reason: String,
+    /// Even if it was sent back as it is.
+    #[serde(default)]
+    again: bool,
+}
+
+/// Release a version
+///
+/// It gets the traffic of the stable one as `release` in the configuration says.
+#[utoipa::path(
+    post,
+    path = "/api/v1/services/{service}/releases",
+    request_body = Begin,
+    responses(
+        (status = CREATED, body = ReleaseView),
+        (status = NOT_FOUND, body = ErrorBody),
+        (status = CONFLICT, body = ErrorBody),
+    )
+)]
+pub(super) async fn begin(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    PathName(service): PathName,
+    JsonBody(Begin { to, reason, again }): JsonBody<Begin>,
+) -> Result<impl IntoResponse, ApiError> {
+    let kept = api.releases()?.start(actor, Wanted { service, to, reason, again }).await?;
+    Ok((StatusCode::CREATED, Json(ReleaseView::of(&kept))))
+}
+
+/// Say what is to become of a release
+///
+/// `pause`, `resume`, `approve` (the next step), `promote` (at once) or `abort` (back to the stable version, and nothing is
+/// held against the other one).
+#[utoipa::path(
+    post,
+    path = "/api/v1/services/{service}/release/{action}",
+    responses(
+        (status = OK, body = ReleaseView),
+        (status = NOT_FOUND, body = ErrorBody),
+        (status = CONFLICT, body = ErrorBody),
+    )
+)]
+pub(super) async fn command(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    PathNames([service, action]): PathNames<2>,
+) -> Result<Json<ReleaseView>, ApiError> {
+    api.knows(&service)?;
+    let command = match action.as_str() {
+        "pause" => Command::Pause,
+        "resume" => Command::Resume,
+        "approve" => Command::Approve,
+        "promote" => Command::Promote,
+        "abort" => Command::Abort,
+        _ => {
+            let message = format!("a release can't be told to `{action}`");
+            return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_action", message)
+                .hint("it is one of `pause`, `resume`, `approve`, `promote` and `abort`"));
+        }
+    };
+    let kept = api.releases()?.command(actor, &service, command).await?;
+    Ok(Json(ReleaseView::of(&kept)))
+}
+
+/// A version to go back to.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Back {
+    /// While a release is under way, its stable version; else the one that was stable before.
+    to: Option<String>,
+    /// By the shares of `release.rollback.gradual`, instead of at once.
+    #[serde(default)]
+    gradual: bool,
+    /// Why; for the history.
+    #[serde(default)]
+    reason: String,
+}
+
+/// Roll back
+///
+/// The release that is under way, or else the last one that was promoted. The version that is left gets nothing more,
+/// and is not released again as it is unless that is asked for.
+#[utoipa::path(
+    post,
+    path = "/api/v1/services/{service}/rollback",
+    request_body = Back,
+    responses(
+        (status = OK, body = ReleaseView),
+        (status = ACCEPTED, description = "Done, and the store will be told when it is there"),
+        (status = NOT_FOUND, body = ErrorBody),
+        (status = CONFLICT, body = ErrorBody),
+    )
+)]
+pub(super) async fn rollback(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    PathName(service): PathName,
+    JsonBody(Back { to, gradual, reason }): JsonBody<Back>,
+) -> Result<impl IntoResponse, ApiError> {
+    api.knows(&service)?;
+    let Some(releases) = api.releases.get() else {
+        let control = Arc::clone(&api.control);
+        crate::releases::send_back_without_store(&control, &actor, &service, &reason)?;
+        return Ok(StatusCode::ACCEPTED.into_response());
+    };
+    let way = if gradual { Way::Gradual } else { Way::Instant };
+    let kept = releases.roll_back(actor, &service, to.as_deref(), way, &reason).await?;
+    Ok(Json(ReleaseView::of(&kept)).into_response())
+}
+
+/// Which entries.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Page {
+    /// At most so many, 1 to 1,000.
+    #[serde(default = "usual")]
+    limit: usize,
+    /// Only those with a smaller number.
+    before: Option<u64>,
+}
+
+fn usual() -> usize {
+    50
+}
+
+/// An entry of the history.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Entry {
+    /// From 1, without gaps.
+    seq: u64,
+    /// Milliseconds since the Unix epoch.
+    at: u64,
+    actor: String,
+    kind: String,
+    subject: String,
+    #[schema(value_type = Object)]
+    body: Value,
+    /// SHA-256 over this entry and all before it.
+    hash: String,
+}
+
+/// History of a service
+///
+/// The last entry first. No entry can be changed: each has a hash over all before it, which `backstop store check`
+/// verifies.
+#[utoipa::path(
+    get,
+    path = "/api/v1/services/{service}/history",
+    params(Page),
+    responses((status = OK, body = [Entry]), (status = NOT_FOUND, body = ErrorBody))
+)]
+pub(super) async fn history(
+    State(api): State<Api>,
+    PathName(service): PathName,
+    Params(Page { limit, before }): Params<Page>,
+) -> Result<Json<Vec<Entry>>, ApiError> {
+    api.knows(&service)?;
+    let entries = api.releases()?.history(&service, limit.clamp(1, 1000), before).await?;
+    let entries = entries.into_iter().map(|it| Entry {
+        seq: it.seq,
+        at: it.entry.at,
+        actor: it.entry.actor,
+        kind: it.entry.kind,
+        subject: it.entry.subject,
+        body: it.entry.body,
+        hash: it.hash.to_string(),
+    });
+    Ok(Json(entries.collect()))
+}

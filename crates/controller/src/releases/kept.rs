@@ -1,0 +1,151 @@
+//! A release as it is kept, and what follows from it for the routes.
+
+use backstop_core::evidence::Judgement;
+use backstop_core::health::State;
+use backstop_core::report::Latencies;
+use backstop_core::rollout::{ALL, Analysis, Cause, Phase, Readiness, Release, Severity, Window};
+use backstop_core::status::Status;
+use backstop_core::table::{Duty, TrialSpec};
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+
+use crate::routes::{Route, Veto};
+
+/// The most moments of a release that are told one by one; the first ones and the last ones are.
+const MOST_MOMENTS: usize = 400;
+
+/// All that is known of a release.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    pub(crate) release: Release,
+    pub(crate) analysis: Analysis,
+    pub(crate) window: Option<Window>,
+    /// Of the version on trial.
+    pub(crate) digest: String,
+    pub(crate) salt: String,
+    /// Who began it, and why.
+    pub(crate) actor: String,
+    pub(crate) reason: String,
+    /// Milliseconds since the Unix epoch.
+    pub(crate) started_at: u64,
+    pub(crate) ended_at: Option<u64>,
+    /// How long stable's answers took before.
+    pub(crate) baseline: Option<Latencies>,
+    pub(crate) timeline: Vec<Moment>,
+}
+
+/// Something that happened to a release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Moment {
+    /// Milliseconds since the Unix epoch.
+    pub(crate) at: u64,
+    pub(crate) phase: Phase,
+    /// Of the canary, 0–1.
+    pub(crate) share: f64,
+    pub(crate) severity: Severity,
+    pub(crate) text: String,
+    /// What was known at that moment.
+    pub(crate) evidence: Option<Judgement>,
+}
+
+impl Kept {
+    pub(crate) fn share(&self) -> f64 {
+        f64::from(self.release.buckets()) / f64::from(ALL)
+    }
+
+    /// How many requests the canary should have had before the phase ends.
+    pub(crate) fn min_requests(&self) -> u64 {
+        let steps = &self.release.plan.steps;
+        match self.release.phase {
+            Phase::Step { index } => steps.get(index).map_or(0, |step| step.min_requests),
+            Phase::Bake => steps.last().map_or(0, |step| step.min_requests),
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn judgement(&self) -> Judgement {
+        self.analysis.judge(self.release.exposure().step, self.min_requests())
+    }
+
+    pub(crate) fn tell(&mut self, at: u64, severity: Severity, text: String) {
+        let evidence = (self.release.phase != Phase::Waiting).then(|| self.judgement());
+        let moment = Moment { at, phase: self.release.phase, share: self.share(), severity, text, evidence };
+        if self.timeline.len() >= MOST_MOMENTS {
+            self.timeline.remove(MOST_MOMENTS / 2);
+        }
+        self.timeline.push(moment);
+    }
+
+    /// The route that follows from the release, given the one before it.
+    pub(crate) fn route(&self, before: &Route, now: u64) -> Route {
+        let release = &self.release;
+        let exposure = release.exposure();
+        let mut route = before.clone();
+        let is_over = release.phase.is_final();
+        route.make_stable(&exposure.stable);
+        route.release = (!is_over).then(|| release.id.clone());
+        // With no share it still says how stable fares, before and after.
+        route.trial = (!is_over).then(|| TrialSpec {
+            release: release.id.clone(),
+            salt: self.salt.clone(),
+            canary: exposure.canary.clone(),
+            buckets: exposure.buckets,
+            epoch: release.epoch,
+            step: exposure.step,
+            limits: self.analysis.limits().to_vec(),
+        });
+        if let Some(cause) = &release.cause
+            && *cause != Cause::Expired
+            && release.phase.is_back()
+            && exposure.buckets == 0
+        {
+            let veto = route.vetoes.entry(exposure.canary).or_insert_with(|| Veto {
+                digest: self.digest.clone(),
+                release: release.id.clone(),
+                at: now,
+                actor: actor_of(cause),
+                reason: cause.to_string(),
+                isolated: false,
+            });
+            veto.isolated = is_over;
+        }
+        route
+    }
+
+    /// Whether a step may begin at `now`, in milliseconds since the Unix epoch.
+    pub(crate) fn window_open(&self, now: u64) -> bool {
+        let Some(window) = &self.window else { return true };
+        let zone = TimeZone::get(&window.tz).unwrap_or(TimeZone::UTC);
+        let millis = i64::try_from(now).unwrap_or(i64::MAX);
+        let Ok(now) = jiff::Timestamp::from_millisecond(millis) else { return false };
+        let now = now.to_zoned(zone);
+        let day = usize::try_from(now.weekday().to_monday_zero_offset()).unwrap_or_default();
+        let minute = u16::try_from(i32::from(now.hour()) * 60 + i32::from(now.minute())).unwrap_or_default();
+        window.is_open(day, minute)
+    }
+}
+
+/// Who is behind it.
+fn actor_of(cause: &Cause) -> String {
+    match cause {
+        Cause::Operator { actor, .. } => actor.clone(),
+        _ => "release".to_owned(),
+    }
+}
+
+/// Which of a release's versions have an endpoint that can serve.
+pub(crate) fn readiness(status: &Status, release: &Release) -> Readiness {
+    let serves = |version: &str| can_serve(status, &release.service, version);
+    Readiness { canary: serves(&release.canary), stable: serves(&release.stable) }
+}
+
+pub(crate) fn can_serve(status: &Status, service: &str, version: &str) -> bool {
+    let services = status.services.iter().filter(|it| it.name == service);
+    let mut versions = services.flat_map(|it| &it.versions).filter(|it| it.name == version);
+    versions.any(|version| {
+        version.endpoints.iter().any(|endpoint| {
+            let is_well = matches!(endpoint.state, State::Healthy | State::Degraded);
+            is_well && endpoint.duty == Duty::Active && !endpoint.breaker_open && !endpoint.ejected
+        })
+    })
+}

@@ -1,0 +1,458 @@
+//! Releases: what operators and evidence make of them, step by step.
+//!
+//! [`backstop_core::rollout`] decides; here its decisions are kept and carried out. What raises the share of a version
+//! is kept first and served then; what lowers it is served at once, then kept in the state directory, then in the store,
+//! and as often as it takes. So a release goes on after `kill -9` at any moment, and a version that was sent back stays
+//! away even while the store can't be reached.
+
+mod kept;
+mod start;
+mod view;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use backstop_core::event::What;
+use backstop_core::rollout::{Command, Effect, Event, Release, Severity, Way};
+use backstop_store::{
+    Commit, CommitError, HistoryEntry, HistoryFilter, Key, Op, Recorded, Revision, Store, StoreError,
+};
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{error, warn};
+
+use crate::change::{Actor, Refusal};
+use crate::control::{Control, Deed, Order, unix_millis};
+use crate::routes::Veto;
+pub(crate) use kept::Kept;
+pub(crate) use start::Wanted;
+pub(crate) use view::{ReleaseView, Summary};
+
+/// How often releases are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// How long a decision waits for the store. One that lowers a share has been served by then.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Releases that have ended and are listed, of one service.
+const MOST_LISTED: usize = 100;
+
+/// The releases of all services.
+pub struct Releases {
+    control: Arc<Control>,
+    store: Store,
+    /// The last release of each service.
+    services: tokio::sync::Mutex<BTreeMap<String, Running>>,
+    /// As they were last, for those who only look.
+    seen: Mutex<BTreeMap<String, Arc<Kept>>>,
+}
+
+struct Running {
+    kept: Kept,
+    /// In the store.
+    revision: Option<Revision>,
+    /// The store has something older.
+    unsaved: bool,
+    /// What is to be kept with it: entries of the history and effects.
+    outstanding: Vec<Op>,
+}
+
+impl Releases {
+    /// Takes up the releases that are in `store`.
+    ///
+    /// # Errors
+    ///
+    /// They can't be read.
+    pub async fn open(control: Arc<Control>, store: Store) -> Result<Arc<Self>, StoreError> {
+        let mut services = BTreeMap::new();
+        let listed = store.list(&key(&["release"])).await?;
+        for (key, value) in listed.entries {
+            match serde_json::from_slice::<Kept>(&value.value) {
+                Ok(kept) => {
+                    let service = kept.release.service.clone();
+                    let (revision, outstanding) = (Some(value.revision), Vec::new());
+                    services.insert(service, Running { kept, revision, unsaved: false, outstanding });
+                }
+                Err(error) => error!(%key, %error, "a release in the store can't be read, and is left alone"),
+            }
+        }
+        let seen = services.iter().map(|(name, it)| (name.clone(), Arc::new(it.kept.clone()))).collect();
+        let seen = Mutex::new(seen);
+        Ok(Arc::new(Self { control, store, services: tokio::sync::Mutex::new(services), seen }))
+    }
+
+    /// Looks after the releases for ever.
+    ///
+    /// # Cancel safety
+    ///
+    /// It can end anywhere, as the process can.
+    pub async fn run(self: Arc<Self>) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut before = ticks.tick().await;
+        loop {
+            let now = ticks.tick().await;
+            let elapsed = u64::try_from((now - before).as_millis()).unwrap_or(0);
+            before = now;
+            let mut services = self.services.lock().await;
+            for running in services.values_mut() {
+                self.tick(running, elapsed).await;
+            }
+        }
+    }
+
+    /// Looks at one release, `elapsed` milliseconds after the last time.
+    async fn tick(&self, running: &mut Running, elapsed: u64) {
+        if running.kept.release.phase.is_final() && !running.unsaved {
+            return;
+        }
+        self.take_up_veto(running).await;
+        let release = &running.kept.release;
+        let (service, now) = (release.service.clone(), release.now + elapsed);
+        let (step, since) = (release.exposure().step, release.since);
+        let plane = self.control.data_plane();
+        if let Some(report) = plane.trial_report(&service).filter(|it| it.release == release.id) {
+            running.kept.analysis.take(&report, step, now.saturating_sub(since));
+        }
+        if let Some(usual) = plane.latencies(&service, &release.stable)
+            && running.kept.analysis.set_limits(&usual)
+        {
+            running.kept.release.count_anew();
+            running.kept.baseline = Some(usual);
+        }
+        let readiness = kept::readiness(&plane.status(), &running.kept.release);
+        let is_open = running.kept.window_open(unix_millis());
+        let observed = running.kept.analysis.observe(now, step, readiness, is_open);
+        // A tick is never refused.
+        if let Ok((next, effects)) = running.kept.release.step(Event::Tick(observed), now) {
+            drop(self.advance(running, next, effects, &Actor::Release).await);
+        }
+    }
+
+    /// A version may have been sent back while the store could not be told.
+    async fn take_up_veto(&self, running: &mut Running) {
+        let release = &running.kept.release;
+        let route = self.control.route_of(&release.service);
+        let veto = route.and_then(|route| route.vetoes.get(&release.canary).cloned());
+        let Some(Veto { actor, reason, .. }) = veto.filter(|veto| veto.release == release.id) else { return };
+        if release.phase.is_final() || (release.phase.is_back() && release.buckets() == 0) {
+            return;
+        }
+        let command = Command::Rollback { way: Way::Instant, actor, reason };
+        let event = Event::Command { command, stable_ready: true, canary_ready: true };
+        if let Ok((next, effects)) = release.step(event, release.now) {
+            drop(self.advance(running, next, effects, &Actor::Release).await);
+        }
+    }
+
+    /// Keeps and carries out what was decided, in the order that is safe.
+    async fn advance(
+        &self,
+        running: &mut Running,
+        next: Release,
+        effects: Vec<Effect>,
+        actor: &Actor,
+    ) -> Result<(), Failure> {
+        let before = running.kept.clone();
+        let lowers = next.buckets() < before.release.buckets();
+        running.kept.release = next;
+        let outstanding = running.outstanding.len();
+        self.note(running, &effects, actor);
+        let order = if lowers { Order::ServeFirst } else { Order::KeepFirst };
+        if lowers {
+            self.serve(running, order, actor)?;
+        }
+        if let Err(error) = self.keep(running).await {
+            if !lowers && !effects.is_empty() {
+                // As if it had not been decided; it will be again.
+                warn!(%error, service = before.release.service, "the release waits for the store");
+                running.kept = before;
+                running.outstanding.truncate(outstanding);
+                return Err(error);
+            }
+            warn!(%error, service = before.release.service, "the store will be told of the release later");
+        }
+        if !lowers {
+            self.serve(running, order, actor)?;
+        }
+        self.show(&running.kept);
+        self.announce(&running.kept, &effects);
+        Ok(())
+    }
+
+    /// Puts what `effects` say into the account of the release, the history and the outbox.
+    fn note(&self, running: &mut Running, effects: &[Effect], actor: &Actor) {
+        let now = unix_millis();
+        for effect in effects {
+            let Effect::Tell(severity, text) = effect else { continue };
+            running.kept.tell(now, *severity, text.clone());
+        }
+        if effects.contains(&Effect::Account) {
+            running.kept.ended_at = Some(now);
+        }
+        let kept = &running.kept;
+        let release = &kept.release;
+        if effects.is_empty() {
+            return;
+        }
+        let told: Vec<&str> = effects.iter().filter_map(told).collect();
+        running.outstanding.push(Op::Append(HistoryEntry {
+            at: now,
+            actor: actor.to_string(),
+            service: release.service.clone(),
+            kind: "release".to_owned(),
+            subject: release.id.clone(),
+            body: json!({
+                "phase": release.phase.to_string(),
+                "version": release.canary,
+                "stable": release.exposure().stable,
+                "share": kept.share(),
+                "cause": release.cause,
+                "told": told,
+                "evidence": kept.judgement(),
+            }),
+        }));
+    }
+
+    /// Makes the gateway serve what the release says.
+    fn serve(&self, running: &Running, order: Order, actor: &Actor) -> Result<(), Failure> {
+        let release = &running.kept.release;
+        let Some(before) = self.control.route_of(&release.service) else {
+            return Err(Failure::UnknownService(release.service.clone()));
+        };
+        let route = running.kept.route(&before, unix_millis());
+        let subject = format!("{} of {}: {}", release.canary, release.service, release.phase);
+        let deed = Deed { actor, action: "release", subject };
+        self.control.route(&release.service, route, order, &deed).map(drop).map_err(Failure::Refused)
+    }
+
+    /// Tells the store.
+    async fn keep(&self, running: &mut Running) -> Result<(), Failure> {
+        let release = &running.kept.release;
+        let key = key(&["release", &release.service]);
+        let value = serde_json::to_vec(&running.kept).map_err(|error| Failure::Unkept(error.to_string()))?;
+        let mut ops = vec![Op::Put { key: key.clone(), value: value.clone() }];
+        if release.phase.is_final() {
+            ops.push(Op::Put { key: archive(&release.service, &release.id), value });
+        }
+        ops.extend(running.outstanding.iter().cloned());
+        let commit = Commit { fence: None, expect: vec![(key, running.revision)], ops };
+        running.unsaved = true;
+        let committed = match timeout(COMMIT_TIMEOUT, self.store.commit(commit)).await {
+            Ok(committed) => committed.map_err(Failure::Store),
+            Err(_) => Err(Failure::Unkept(format!("it has not answered for {} s", COMMIT_TIMEOUT.as_secs()))),
+        };
+        match committed {
+            Ok(revision) => {
+                running.revision = Some(revision);
+                running.unsaved = false;
+                running.outstanding.clear();
+                Ok(())
+            }
+            Err(Failure::Store(CommitError::Conflict { found, .. })) => {
+                // Our own commit that was given up and happened all the same, since nobody else writes here.
+                running.revision = found;
+                Err(Failure::Unkept("it had more to do than was waited for".to_owned()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn show(&self, kept: &Kept) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(kept.release.service.clone(), Arc::new(kept.clone()));
+    }
+
+    fn announce(&self, kept: &Kept, effects: &[Effect]) {
+        let release = &kept.release;
+        for effect in effects {
+            let Effect::Tell(severity, text) = effect else { continue };
+            self.control.data_plane().emit(What::Release {
+                service: release.service.clone(),
+                release: release.id.clone(),
+                version: release.canary.clone(),
+                phase: release.phase.to_string(),
+                share: kept.share(),
+                severity: *severity,
+                reason: text.clone(),
+            });
+        }
+    }
+
+    /// What an operator wants of the release of `service`.
+    pub(crate) async fn command(
+        self: &Arc<Self>,
+        actor: Actor,
+        service: &str,
+        command: Command,
+    ) -> Result<Arc<Kept>, Failure> {
+        let is_instant = match &command {
+            Command::Rollback { way: Way::Instant, reason, .. } => {
+                // At once, whatever the store does; what comes after is only to put it on record.
+                self.send_back(&actor, service, reason)?;
+                true
+            }
+            _ => false,
+        };
+        // It goes on if the client leaves.
+        let (this, service) = (Arc::clone(self), service.to_owned());
+        let last = self.last(&service);
+        let obeyed = tokio::spawn(async move { this.obey(&actor, &service, command).await });
+        match obeyed.await.unwrap_or_else(|_| Err(Failure::Unkept("the command failed".to_owned()))) {
+            // Somebody, or a tick, has put it on record meanwhile.
+            Err(Failure::Command(_)) if is_instant => {
+                let service = last.map(|last| last.release.service.clone()).unwrap_or_default();
+                self.last(&service).ok_or(Failure::NoRelease(service))
+            }
+            obeyed => obeyed,
+        }
+    }
+
+    /// Sends back what is on trial, or leaves the stable version for an earlier one.
+    pub(crate) async fn roll_back(
+        self: &Arc<Self>,
+        actor: Actor,
+        service: &str,
+        to: Option<&str>,
+        way: Way,
+        reason: &str,
+    ) -> Result<Arc<Kept>, Failure> {
+        let under_way = self.last(service).filter(|last| !last.release.phase.is_final());
+        let Some(last) = under_way else { return self.go_back(actor, service, to, way, reason).await };
+        if let Some(to) = to.filter(|to| *to != last.release.stable) {
+            let (stable, to) = (last.release.stable.clone(), to.to_owned());
+            return Err(Failure::Elsewhere { stable, to });
+        }
+        let command = Command::Rollback { way, actor: actor.to_string(), reason: reason.to_owned() };
+        self.command(actor, service, command).await
+    }
+
+    async fn obey(&self, actor: &Actor, service: &str, command: Command) -> Result<Arc<Kept>, Failure> {
+        let mut services = self.services.lock().await;
+        let running = services.get_mut(service).ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
+        let readiness = kept::readiness(&self.control.data_plane().status(), &running.kept.release);
+        let (stable_ready, canary_ready) = (readiness.stable, readiness.canary);
+        let text = format!("{} by {actor}", view::name_of(&command));
+        let event = Event::Command { command, stable_ready, canary_ready };
+        let (next, mut effects) =
+            running.kept.release.step(event, running.kept.release.now).map_err(Failure::Command)?;
+        if !effects.iter().any(|effect| matches!(effect, Effect::Tell(..))) {
+            effects.push(Effect::Tell(Severity::Info, text));
+        }
+        self.advance(running, next, effects, actor).await?;
+        Ok(Arc::new(running.kept.clone()))
+    }
+
+    /// Takes all traffic from the version on trial, without asking the store.
+    fn send_back(&self, actor: &Actor, service: &str, reason: &str) -> Result<(), Failure> {
+        let seen = self.last(service).ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
+        let release = &seen.release;
+        let readiness = kept::readiness(&self.control.data_plane().status(), release);
+        let command =
+            Command::Rollback { way: Way::Instant, actor: actor.to_string(), reason: reason.to_owned() };
+        let event =
+            Event::Command { command, stable_ready: readiness.stable, canary_ready: readiness.canary };
+        let (next, _) = release.step(event, release.now).map_err(Failure::Command)?;
+        let kept = Kept { release: next, ..Kept::clone(&seen) };
+        let running = Running { kept, revision: None, unsaved: true, outstanding: Vec::new() };
+        self.serve(&running, Order::ServeFirst, actor)
+    }
+
+    /// The last release of a service.
+    pub(crate) fn last(&self, service: &str) -> Option<Arc<Kept>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(service).map(Arc::clone)
+    }
+
+    /// The releases of a service that have ended, the last one first.
+    pub(crate) async fn ended(&self, service: &str) -> Result<Vec<Kept>, Failure> {
+        let listed = self.store.list(&key(&["ended", service])).await?;
+        let kept = listed.entries.iter().rev().take(MOST_LISTED);
+        Ok(kept.filter_map(|(_, value)| serde_json::from_slice(&value.value).ok()).collect())
+    }
+
+    /// Entries of the history of a service, the last one first.
+    pub(crate) async fn history(
+        &self,
+        service: &str,
+        limit: usize,
+        before: Option<u64>,
+    ) -> Result<Vec<Recorded>, Failure> {
+        let filter =
+            HistoryFilter { service: Some(service.to_owned()), limit, before, ..HistoryFilter::default() };
+        Ok(self.store.history(&filter).await?)
+    }
+}
+
+/// Sends back the version on trial while nothing is known of its release; the release takes it up later.
+pub(crate) fn send_back_without_store(
+    control: &Control,
+    actor: &Actor,
+    service: &str,
+    reason: &str,
+) -> Result<(), Failure> {
+    let sent_back = control.send_back(actor, service, |trial, digest| Veto {
+        digest,
+        release: trial.release.clone(),
+        at: unix_millis(),
+        actor: actor.to_string(),
+        reason: reason.to_owned(),
+        isolated: false,
+    });
+    match sent_back {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::NoRelease(service.to_owned())),
+        Err(refusal) => Err(Failure::Refused(refusal)),
+    }
+}
+
+fn told(effect: &Effect) -> Option<&str> {
+    match effect {
+        Effect::Tell(_, text) => Some(text),
+        _ => None,
+    }
+}
+
+/// Names of services and ids are short.
+fn key(parts: &[&str]) -> Key {
+    Key::new(parts).expect("the parts are names, which are short")
+}
+
+fn archive(service: &str, id: &str) -> Key {
+    key(&["ended", service, id])
+}
+
+/// Why something about a release could not be done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("there is no service `{0}`")]
+    UnknownService(String),
+    #[error("service `{service}` has no version `{version}`; it has {known}")]
+    UnknownVersion { service: String, version: String, known: String },
+    #[error("service `{0}` has no release")]
+    NoRelease(String),
+    #[error("service `{service}` has a release under way: `{release}`, {phase}")]
+    UnderWay { service: String, release: String, phase: String },
+    #[error("`{0}` is the stable version already")]
+    IsStable(String),
+    #[error("`{version}` was sent back by release `{release}` ({reason}) and has not been changed since")]
+    Vetoed { version: String, release: String, reason: String },
+    #[error("the release under way goes back to `{stable}`, not to `{to}`")]
+    Elsewhere { stable: String, to: String },
+    #[error("service `{0}` has no earlier version to go back to")]
+    NoEarlier(String),
+    #[error("{0}")]
+    Command(backstop_core::rollout::Refused),
+    #[error("nothing can be decided by these guardrails: {0}")]
+    Plan(backstop_core::evidence::PlanError),
+    #[error("the release could not be kept: {0}")]
+    Unkept(String),
+    #[error(transparent)]
+    Store(#[from] CommitError),
+    #[error(transparent)]
+    Refused(Refusal),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(CommitError::Store(error))
+    }
+}

@@ -1,0 +1,216 @@
+//! How releases begin.
+
+use std::sync::Arc;
+
+use backstop_core::rollout::{Analysis, Command, Effect, Event, Kind, Release, Settings, Severity, Way};
+use rand::RngExt;
+
+use super::{Failure, Kept, Releases, Running, kept};
+use crate::change::Actor;
+use crate::control::{Current, Deed, Order, unix_millis};
+use crate::routes::Route;
+
+/// A release to begin.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) service: String,
+    /// The version to release.
+    pub(crate) to: String,
+    pub(crate) reason: String,
+    /// Even if it was sent back as it is.
+    pub(crate) again: bool,
+}
+
+impl Releases {
+    /// Begins to release a version.
+    pub(crate) async fn start(self: &Arc<Self>, actor: Actor, wanted: Wanted) -> Result<Arc<Kept>, Failure> {
+        // It goes on if the client leaves.
+        let this = Arc::clone(self);
+        let started = tokio::spawn(async move { this.begin(&actor, &wanted).await });
+        started.await.unwrap_or_else(|_| Err(Failure::Unkept("the release failed".to_owned())))
+    }
+
+    async fn begin(&self, actor: &Actor, wanted: &Wanted) -> Result<Arc<Kept>, Failure> {
+        let mut services = self.services.lock().await;
+        let Begin { settings, mut route, digest } = self.may_begin(wanted)?;
+        if let Some(under_way) = services.get(&wanted.service).filter(|it| !it.kept.release.phase.is_final())
+        {
+            return Err(under_way_of(&under_way.kept));
+        }
+        let release = Release::begin(
+            &new_id(&wanted.to),
+            &wanted.service,
+            settings.kind,
+            &route.stable,
+            &wanted.to,
+            settings.plan.clone(),
+        );
+        let text = format!("{} is to be released in place of {}", wanted.to, route.stable);
+        let kept = new(release, &settings, digest, actor, &wanted.reason)?;
+        if route.vetoes.remove(&wanted.to).is_some() {
+            let subject = format!("{} of {}", wanted.to, wanted.service);
+            let deed = Deed { actor, action: "allow again", subject };
+            self.control.route(&wanted.service, route, Order::KeepFirst, &deed).map_err(Failure::Refused)?;
+        }
+        let mut running = self.running(&services, kept);
+        let release = running.kept.release.clone();
+        let effects = vec![Effect::Tell(Severity::Info, text)];
+        self.advance(&mut running, release, effects, actor).await?;
+        let kept = Arc::new(running.kept.clone());
+        services.insert(wanted.service.clone(), running);
+        Ok(kept)
+    }
+
+    /// Leaves the stable version for an earlier one, when no release is under way.
+    pub(crate) async fn go_back(
+        self: &Arc<Self>,
+        actor: Actor,
+        service: &str,
+        to: Option<&str>,
+        way: Way,
+        reason: &str,
+    ) -> Result<Arc<Kept>, Failure> {
+        let (this, service) = (Arc::clone(self), service.to_owned());
+        let (to, reason) = (to.map(str::to_owned), reason.to_owned());
+        let back =
+            tokio::spawn(async move { this.leave(&actor, &service, to.as_deref(), way, &reason).await });
+        back.await.unwrap_or_else(|_| Err(Failure::Unkept("the rollback failed".to_owned())))
+    }
+
+    async fn leave(
+        &self,
+        actor: &Actor,
+        service: &str,
+        to: Option<&str>,
+        way: Way,
+        reason: &str,
+    ) -> Result<Arc<Kept>, Failure> {
+        let current = self.control.current();
+        let route = current.routes.of(&current.config, service);
+        let route = route.ok_or_else(|| Failure::UnknownService(service.to_owned()))?;
+        let earlier = || {
+            let mut earlier = route.previous.iter().filter(|version| !route.vetoes.contains_key(*version));
+            earlier.find(|version| current.config.version_digest(service, version).is_some()).cloned()
+        };
+        let to = match to {
+            Some(to) => to.to_owned(),
+            None => earlier().ok_or_else(|| Failure::NoEarlier(service.to_owned()))?,
+        };
+        known_version(&current, service, &to)?;
+        if to == route.stable {
+            return Err(Failure::IsStable(to));
+        }
+        if let Some(last) = self.last(service).filter(|last| !last.release.phase.is_final()) {
+            return Err(under_way_of(&last));
+        }
+        let settings = settings_of(&current, service)?;
+        let digest = known_version(&current, service, &route.stable)?;
+        let mut release =
+            Release::begin(&new_id(&to), service, Kind::Rollback, &to, &route.stable, settings.plan.clone());
+        // That is how it stands: the version to leave has everything.
+        release.phase = backstop_core::rollout::Phase::Bake;
+        let readiness = kept::readiness(&self.control.data_plane().status(), &release);
+        let command = Command::Rollback { way, actor: actor.to_string(), reason: reason.to_owned() };
+        let (stable_ready, canary_ready) = (readiness.stable, readiness.canary);
+        let event = Event::Command { command, stable_ready, canary_ready };
+        let (next, effects) = release.step(event, 0).map_err(Failure::Command)?;
+        let kept = new(release, &settings, digest, actor, reason)?;
+        // The gateway first: the store may hang.
+        let served =
+            Running { kept: Kept { release: next.clone(), ..kept.clone() }, ..Running::new(kept.clone()) };
+        self.serve(&served, Order::ServeFirst, actor)?;
+        let mut services = self.services.lock().await;
+        let mut running = self.running(&services, kept);
+        self.advance(&mut running, next, effects, actor).await?;
+        let kept = Arc::new(running.kept.clone());
+        services.insert(service.to_owned(), running);
+        Ok(kept)
+    }
+
+    /// What stands in the place of the last release of the service.
+    fn running(&self, services: &std::collections::BTreeMap<String, Running>, kept: Kept) -> Running {
+        let revision = services.get(&kept.release.service).and_then(|before| before.revision);
+        Running { revision, ..Running::new(kept) }
+    }
+
+    fn may_begin(&self, wanted: &Wanted) -> Result<Begin, Failure> {
+        let Wanted { service, to, again, .. } = wanted;
+        let current = self.control.current();
+        let settings = settings_of(&current, service)?;
+        let digest = known_version(&current, service, to)?;
+        let route = current.routes.of(&current.config, service);
+        let route = route.ok_or_else(|| Failure::UnknownService(service.clone()))?;
+        if *to == route.stable {
+            return Err(Failure::IsStable(to.clone()));
+        }
+        let veto = route.vetoes.values().find(|veto| veto.digest == digest);
+        if let Some(veto) = veto.filter(|_| !again) {
+            let (release, reason) = (veto.release.clone(), veto.reason.clone());
+            return Err(Failure::Vetoed { version: to.clone(), release, reason });
+        }
+        Ok(Begin { settings, route, digest })
+    }
+}
+
+struct Begin {
+    settings: Settings,
+    route: Route,
+    digest: String,
+}
+
+impl Running {
+    fn new(kept: Kept) -> Self {
+        Self { kept, revision: None, unsaved: true, outstanding: Vec::new() }
+    }
+}
+
+fn settings_of(current: &Current, service: &str) -> Result<Settings, Failure> {
+    current.config.release(service).ok_or_else(|| Failure::UnknownService(service.to_owned()))
+}
+
+/// The digest of a version that the configuration has.
+fn known_version(current: &Current, service: &str, version: &str) -> Result<String, Failure> {
+    current.config.version_digest(service, version).ok_or_else(|| {
+        let known = current.config.versions(service).join("`, `");
+        let (service, version) = (service.to_owned(), version.to_owned());
+        Failure::UnknownVersion { service, version, known: format!("`{known}`") }
+    })
+}
+
+fn under_way_of(kept: &Kept) -> Failure {
+    let release = &kept.release;
+    Failure::UnderWay {
+        service: release.service.clone(),
+        release: release.id.clone(),
+        phase: release.phase.to_string(),
+    }
+}
+
+fn new(
+    release: Release,
+    settings: &Settings,
+    digest: String,
+    actor: &Actor,
+    reason: &str,
+) -> Result<Kept, Failure> {
+    Ok(Kept {
+        release,
+        analysis: Analysis::new(settings).map_err(Failure::Plan)?,
+        window: settings.window.clone(),
+        digest,
+        salt: format!("{:032x}", rand::rng().random::<u128>()),
+        actor: actor.to_string(),
+        reason: reason.to_owned(),
+        started_at: unix_millis(),
+        ended_at: None,
+        baseline: None,
+        timeline: Vec::new(),
+    })
+}
+
+/// Sorts by time, and tells what it is about.
+fn new_id(version: &str) -> String {
+    let now = i64::try_from(unix_millis()).unwrap_or_default();
+    let now = jiff::Timestamp::from_millisecond(now).unwrap_or_default();
+    format!("{}-{version}", now.strftime("%Y%m%dT%H%M%S%3f"))
+}
