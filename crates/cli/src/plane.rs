@@ -54,4 +54,12 @@ impl DataPlane for Plane {
     fn fail_back(&self, service: &str) -> Result<Vec<String>, String> {
         self.0.fail_back(service).map_err(|error| error.to_string())
     }
+
+    fn trial_report(&self, service: &str) -> Option<TrialReport> {
+        self.0.trial_report(service)
+    }
+
+    fn latencies(&self, service: &str, version: &str) -> Option<Latencies> {
+        self.0.latencies(service, version)
+    }
 }

@@ -70,6 +70,12 @@ pub trait DataPlane: Send + Sync + 'static {
     ///
     /// Why there is nothing to do.
     fn fail_back(&self, service: &str) -> Result<Vec<String>, String>;
+
+    /// What has been counted for the release that a service is split for, or was split for last; `None` if there is none.
+    fn trial_report(&self, service: &str) -> Option<TrialReport>;
+
+    /// How long the answers of a version took in the last ten to twenty minutes; `None` if there is no such version.
+    fn latencies(&self, service: &str, version: &str) -> Option<Latencies>;
 }
 
 /// The document of the control API, in the form of OpenAPI 3.1.

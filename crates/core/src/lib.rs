@@ -19,6 +19,7 @@ pub mod progress;
 pub mod rate;
 pub mod report;
 pub mod rollout;
+pub mod sample;
 pub mod sketch;
 pub mod standby;
 pub mod status;

@@ -34,7 +34,8 @@ pub struct EpochReport {
 pub struct ArmReport {
     /// Requests that were assigned.
     pub requests: u64,
-    /// Of them, those whose first attempt has ended.
+    /// Of them, those whose first attempt has come to an end of its own: neither had the client left, nor an operator taken
+    /// the endpoint out.
     pub ended: u64,
     /// Distinct units in a sample that is taken alike from both arms by the units' hashes.
     pub units: u64,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use backstop_core::admission::Latency;
 use backstop_core::breaker::Outcome;
 use backstop_core::table::{Across, FallbackSpec, FallbackStep};
+use backstop_openai::answer::flaws;
 use backstop_openai::canned;
 use backstop_openai::error::is_context_length;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -22,6 +23,7 @@ use crate::record::{REQUEST_ID, Record};
 use crate::relay::Relay;
 use crate::reply::{self, ATTEMPTS, ReplyBody, VERSION};
 use crate::request::Routed;
+use crate::server::Phase;
 use crate::table::{Service, Table, Version};
 use crate::{Shared, clock};
 
@@ -58,7 +60,7 @@ pub(crate) async fn answer(shared: Arc<Shared>, routed: Routed, mut record: Reco
         Ok(()) => respond(shared, &table, routed, record).await,
         Err(Stop::Refused(refusal)) => reply::refusal(&refusal, record),
         Err(Stop::Fault(fault)) => {
-            let key = routed.cache.as_ref().and_then(|cache| cache.key(&routed));
+            let key = cache_key(&table, &routed);
             degrade(shared, &table, routed, key, Unanswered::Fault(fault), record).await
         }
     };
@@ -75,7 +77,7 @@ async fn respond(
     routed: Routed,
     mut record: Record,
 ) -> Response<ReplyBody> {
-    let key = routed.cache.as_ref().and_then(|cache| cache.key(&routed));
+    let key = cache_key(table, &routed);
     let keeper = match look(&shared, table, &routed, key, &record).await {
         Some(Look::Hit(kept)) => return say_again(&kept, "hit", None, record),
         Some(Look::Miss(keeper)) => Some(keeper),
@@ -86,7 +88,11 @@ async fn respond(
         Err(fault) => Err(Unanswered::Fault(fault)),
     };
     match attempted {
-        Ok(answered) => commit(shared, answered, routed, record, Delivery { degraded: None, keeper }),
+        Ok(answered) => {
+            // Another version's answer is none of the assigned one's.
+            let keeper = keeper.filter(|keeper| keeper.is_for(&answered.version));
+            commit(shared, answered, routed, record, Delivery { degraded: None, keeper })
+        }
         Err(unanswered) => {
             drop(keeper);
             degrade(shared, table, routed, key, unanswered, record).await
@@ -103,6 +109,8 @@ async fn degrade(
     unanswered: Unanswered,
     mut record: Record,
 ) -> Response<ReplyBody> {
+    // Its first attempt has ended, or there will be none by the assigned version.
+    record.counts_no_more();
     if let Some(service) = table.services.get(&routed.service).filter(|it| !it.fallback.is_empty()) {
         for entry in service.fallback.iter().filter(|entry| unanswered.is_for(entry)) {
             if let Some(fallen) = fall_back(&shared, entry, &routed, key, &mut record).await {
@@ -124,6 +132,13 @@ async fn degrade(
             reply::fault(&fault, &version.unwrap_or(HeaderValue::from_static("none")), record)
         }
     }
+}
+
+/// What the request asks of the version it is assigned to; `None` if answers to it are not kept.
+fn cache_key(table: &Table, routed: &Routed) -> Option<Key> {
+    let cache = routed.cache.as_ref()?;
+    let version = failover::assigned(table, routed)?;
+    cache.key(&routed.shaped(version), &version.name)
 }
 
 /// Looks for a kept answer; `None` if answers to this request are not kept.
@@ -201,14 +216,22 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
         let table = failover::current_table(shared, routed).await;
         let next = failover::next(&table, routed, &mut past, ACROSS);
         let Some(Choice { version, lease, .. }) = shared.unless_closing(next).await.flatten() else {
+            if shared.phase() != Phase::Closing {
+                record.lost(&Fault::NoEndpoint);
+            }
             return Err(Unanswered::Fault(past.last.unwrap_or(Fault::NoEndpoint)));
         };
         let endpoint = Arc::clone(lease.endpoint());
         record.attempt(version, &endpoint.id.url);
         made += 1;
         let left = if made <= routed.retry.attempts { ACROSS } else { &[] };
-        let fault = match attempt::run(shared, routed, left, lease, &record.request_id).await {
+        past.shape.clone_from(&version.shape);
+        let asked = routed.shaped(version);
+        let fault = match attempt::run(shared, &asked, left, lease, &record.request_id).await {
             Ok((won, lease)) => {
+                if let Won::Plain { status, body, usage, .. } = &won {
+                    record.plain(*status, *usage, || flaws(routed.api, body));
+                }
                 let too_long = matches!(&won, Won::Plain { status, body, .. }
                     if status.is_client_error() && is_context_length(body));
                 let answered = Answered { won, lease, version: Arc::clone(version), past };
@@ -217,6 +240,7 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
             Err(fault) => fault,
         };
         drop(permit);
+        record.lost(&fault);
         let request_id = record.request_id.to_str().unwrap_or_default();
         tracing::debug!(request_id, endpoint = &*endpoint.id.url, error = %fault, code = fault.code(), "attempt failed");
         if matches!(fault, Fault::Credentials(_)) {

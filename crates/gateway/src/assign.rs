@@ -1,14 +1,18 @@
-//! Which version a request is assigned to: by the first rule that matches, else the stable one.
+//! Which version a request is assigned to: by the first rule that matches, else by the split of a release, else the stable
+//! one.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use backstop_core::table::{Condition, RuleSpec};
+use backstop_core::assign::{Assigner, BUCKETS, Place};
+use backstop_core::table::{Condition, RuleSpec, TrialSpec, UnitSource};
 use http::{HeaderMap, HeaderName, header};
 
 use crate::identity::Client;
+use crate::request::ip_octets;
 use crate::table::Version;
+use crate::trial::{Asked, Epoch, Side, Subject, Trial};
 
 /// What tells a request from others.
 #[derive(Clone, Copy)]
@@ -86,6 +90,67 @@ impl Test {
 pub(crate) fn cookies<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
     let pairs = headers.get_all(header::COOKIE).iter().flat_map(|all| all.as_bytes().split(|b| *b == b';'));
     pairs.filter_map(move |pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+/// A service's requests between its stable version and another one.
+pub(crate) struct Split {
+    assigner: Assigner,
+    sources: Vec<UnitSource>,
+    pub(crate) canary: Arc<Version>,
+    pub(crate) buckets: u32,
+    trial: Arc<Trial>,
+    epoch: Arc<Epoch>,
+}
+
+impl Split {
+    pub(crate) fn new(
+        spec: &TrialSpec,
+        sources: &[UnitSource],
+        canary: Arc<Version>,
+        (trial, epoch): (Arc<Trial>, Arc<Epoch>),
+    ) -> Self {
+        let (assigner, buckets) = (Assigner::new(&spec.salt), spec.buckets.min(BUCKETS));
+        Self { assigner, sources: sources.to_vec(), canary, buckets, trial, epoch }
+    }
+
+    pub(crate) fn release(&self) -> &Arc<str> {
+        &self.trial.release
+    }
+
+    /// The side of a request, and the hash of its unit. One without a unit moves last, with the whole, and is no evidence.
+    pub(crate) fn side(&self, asker: Asker<'_>) -> (Side, Option<u64>) {
+        let place = self.sources.iter().find_map(|source| self.place(source, asker));
+        let is_canary = place.map_or(self.buckets == BUCKETS, |place| place.is_within(self.buckets));
+        (if is_canary { Side::Canary } else { Side::Stable }, place.map(|place| place.hash))
+    }
+
+    /// A request that is counted from now on.
+    pub(crate) fn subject(&self, side: Side, version: &Version, unit: u64, asked: Asked) -> Subject {
+        Subject::new(Arc::clone(&self.trial), Arc::clone(&self.epoch), (side, version), unit, asked)
+    }
+
+    /// What clients call their sessions and users is theirs: two tenants may mean two by one name.
+    fn place(&self, source: &UnitSource, asker: Asker<'_>) -> Option<Place> {
+        let tenant = asker.client.map_or(&b""[..], |client| client.tenant.as_bytes());
+        let is_given = |value: &&[u8]| !value.is_empty();
+        Some(match source {
+            UnitSource::Header(name) => {
+                let value = asker.headers.get(name).map(|value| value.as_bytes()).filter(is_given)?;
+                self.assigner.place(&[b"header", name.as_bytes(), tenant, value])
+            }
+            UnitSource::Cookie(name) => {
+                let value = cookies(asker.headers, name).find(is_given)?;
+                self.assigner.place(&[b"cookie", name.as_bytes(), tenant, value])
+            }
+            UnitSource::User => {
+                let user = asker.user.map(str::as_bytes).filter(is_given)?;
+                self.assigner.place(&[b"user", tenant, user])
+            }
+            UnitSource::Key => self.assigner.place(&[b"key", asker.client?.name.as_bytes()]),
+            UnitSource::Ip => self.assigner.place(&[b"ip", &ip_octets(asker.ip)]),
+            UnitSource::Request => self.assigner.place(&[b"request", &rand::random::<u128>().to_le_bytes()]),
+        })
+    }
 }
 
 /// Whether `ip` shares the first `bits` bits of `network`. An IPv4 client is one however the listener shows it.

@@ -254,6 +254,7 @@ fn build(routed: &Routed, settings: &Settings, request_id: &HeaderValue) -> Upst
             &settings.host,
             settings.credentials.as_ref(),
             request_id,
+            routed.shape.as_ref().map_or(&[], |shape| &shape.headers),
         ),
         body,
     }

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::clock;
 use crate::request::Routed;
+use crate::table::Version;
 
 /// The longest answer that is kept, in bytes.
 const MAX_KEPT: usize = 1024 * 1024;
@@ -115,8 +116,8 @@ impl Cache {
         Self { spec, kept: Box::new(Memory::new(spec)), under_way: Mutex::default() }
     }
 
-    /// What `routed` asks, if answers to it may be kept.
-    pub(crate) fn key(&self, routed: &Routed) -> Option<Key> {
+    /// What `routed`, as `version` wants it, asks of that version, if answers to it may be kept.
+    pub(crate) fn key(&self, routed: &Routed, version: &str) -> Option<Key> {
         let mut request: Map<String, Value> = serde_json::from_slice(&routed.body).ok()?;
         if !is_cacheable(routed.api, &request, &routed.headers) {
             return None;
@@ -125,15 +126,22 @@ impl Cache {
         request.remove("user");
         let tenant = routed.client.as_ref().filter(|_| !self.spec.share_across_tenants);
         let mut hash = Sha256::new();
+        let mut add = |part: &[u8]| {
+            hash.update(part.len().to_le_bytes());
+            hash.update(part);
+        };
         for part in [
             routed.path_and_query.as_str(),
-            &routed.version,
+            version,
             tenant.map_or("", |client| &client.tenant),
             // Keys are sorted, and white space is gone.
             &Value::Object(request).to_string(),
         ] {
-            hash.update(part.len().to_le_bytes());
-            hash.update(part);
+            add(part.as_bytes());
+        }
+        for (name, value) in routed.shape.iter().flat_map(|shape| &shape.headers) {
+            add(name.as_str().as_bytes());
+            add(value.as_bytes());
         }
         Some(hash.finalize().into())
     }
@@ -177,6 +185,11 @@ impl Kept {
 }
 
 impl Keeper {
+    /// Whether an answer of `version` is what others will ask for.
+    pub(crate) fn is_for(&self, version: &Version) -> bool {
+        self.version == version.header
+    }
+
     pub(crate) fn keep(self, content_type: Option<&HeaderValue>, body: Bytes) {
         if body.len() <= MAX_KEPT {
             let content_type = content_type.cloned().unwrap_or(HeaderValue::from_static("application/json"));
@@ -198,6 +211,10 @@ impl Drop for Keeper {
 }
 
 impl Tee {
+    pub(crate) fn is_for(&self, version: &Version) -> bool {
+        self.keeper.is_for(version)
+    }
+
     /// `None` when the stream has become too long to be kept.
     pub(crate) fn push(mut self: Box<Self>, events: &[u8]) -> Option<Box<Self>> {
         self.events.extend_from_slice(events);

@@ -9,6 +9,7 @@ use crate::endpoint::{AnswerKind, Endpoint, Lease};
 use crate::fault::Fault;
 use crate::request::Routed;
 use crate::server::Phase;
+use crate::shape::Shape;
 use crate::table::{Service, Table, Version, Wish};
 use crate::{Shared, attempt, clock};
 
@@ -25,6 +26,8 @@ pub(crate) struct Past {
     /// When they failed.
     failed: Vec<(Arc<Endpoint>, Instant)>,
     pauses: u32,
+    /// What the version of the last attempt changed in the request.
+    pub(crate) shape: Option<Arc<Shape>>,
     pub(crate) last: Option<Fault>,
 }
 
@@ -82,7 +85,7 @@ impl Past {
 /// The assigned version, or the stable one if that has left the table.
 pub(crate) fn assigned<'t>(table: &'t Table, routed: &Routed) -> Option<&'t Arc<Version>> {
     let service = table.services.get(&routed.service)?;
-    Some(service.version(&routed.version).unwrap_or(service.stable()))
+    Some(service.pinned(routed))
 }
 
 /// The table as it is now. Endpoints that are just being looked for are waited for, as for a connection to them.
@@ -166,7 +169,7 @@ fn candidates<'t>(table: &'t Table, routed: &Routed, across: &[Across]) -> Vec<C
     };
     for across in across {
         match across {
-            Across::Version => add(service, service.version(&routed.version).unwrap_or(service.stable())),
+            Across::Version => add(service, service.pinned(routed)),
             Across::Stable => add(service, service.stable()),
             Across::Fallback => {
                 for entry in &service.fallback {

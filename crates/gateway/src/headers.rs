@@ -76,20 +76,24 @@ fn named_by_connection(headers: &HeaderMap) -> impl Fn(&HeaderName) -> bool {
 }
 
 /// The headers of an attempt. Neither side's credentials reach the other: the client's end here, and the
-/// endpoint gets its own.
+/// endpoint gets its own. `ours` take the place of the client's, which can't keep them out either.
 pub(crate) fn to_upstream(
     client: &HeaderMap,
     host: &HeaderValue,
     credentials: Option<&HeaderValue>,
     request_id: &HeaderValue,
+    ours: &[(HeaderName, HeaderValue)],
 ) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(client.len() + 4);
+    let mut headers = HeaderMap::with_capacity(client.len() + 4 + ours.len());
     let named = named_by_connection(client);
     headers.insert(HOST, host.clone());
     for (name, value) in client {
         if !ends_here(name) && !named(name) {
             headers.append(name.clone(), value.clone());
         }
+    }
+    for (name, value) in ours {
+        headers.insert(name.clone(), value.clone());
     }
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     headers.insert(crate::record::REQUEST_ID, request_id.clone());
@@ -142,7 +146,7 @@ mod tests {
         }
         let id = HeaderValue::from_static("id");
         let host = HeaderValue::from_static("engine:8000");
-        let sent = to_upstream(&client, &host, None, &id);
+        let sent = to_upstream(&client, &host, None, &id, &[]);
         let mut names: Vec<_> = sent.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
         names.sort();
         assert_eq!(
@@ -158,6 +162,12 @@ mod tests {
             ]
         );
         let key = HeaderValue::from_static("Bearer engine");
-        assert_eq!(to_upstream(&client, &host, Some(&key), &id)[AUTHORIZATION], key);
+        assert_eq!(to_upstream(&client, &host, Some(&key), &id, &[])[AUTHORIZATION], key);
+        // A version's own header comes in place of all of the client's, also where the client says it is hop-by-hop.
+        let ours = [("x-multi", "3"), ("x-secret-hop", "4")]
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let sent = to_upstream(&client, &host, None, &id, &ours);
+        let all: Vec<_> = sent.get_all("x-multi").iter().collect();
+        assert_eq!((all, &sent["x-secret-hop"]), (vec!["3"], &HeaderValue::from_static("4")));
     }
 }

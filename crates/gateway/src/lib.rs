@@ -20,6 +20,7 @@ mod failover;
 mod fault;
 mod headers;
 mod identity;
+mod latencies;
 mod load;
 mod local;
 mod machine;
@@ -34,12 +35,14 @@ mod reply;
 mod request;
 mod resume;
 mod server;
+mod shape;
 mod standby;
 mod status;
 mod stream;
 mod table;
 mod tasks;
 mod tls;
+mod trial;
 mod upstream;
 
 use std::future::Future;
@@ -50,6 +53,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use backstop_core::event::{Event, What};
+use backstop_core::report::{Latencies, TrialReport};
 use backstop_core::standby::Away;
 use backstop_core::status::{DependencyState, Status};
 use backstop_core::table::TableSpec;
@@ -320,6 +324,18 @@ impl Gateway {
     /// Why there is nothing to do.
     pub fn fail_back(&self, service: &str) -> Result<Vec<String>, FailbackError> {
         standby::fail_back(&self.shared.table.load(), &self.events, service)
+    }
+
+    /// What has been counted for the release that a service is split for, or was split for last; `None` if there is none.
+    pub fn trial_report(&self, service: &str) -> Option<TrialReport> {
+        self.linker.registry.trial_of(service).map(|trial| trial.report(clock::now()))
+    }
+
+    /// How long the answers of a version took in the last ten to twenty minutes; `None` if there is no such version.
+    pub fn latencies(&self, service: &str, version: &str) -> Option<Latencies> {
+        let table = self.shared.table.load();
+        let version = table.services.get(service)?.version(version)?;
+        Some(version.metrics.recent.latencies(clock::now()))
     }
 
     /// The kept events after the one with `id`; at most 1,024 are kept.

@@ -8,10 +8,11 @@ use backstop_core::admission::Latency;
 use backstop_core::rate::{Owner, Standing};
 use backstop_core::status;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 use tracing::{info, warn};
 
 use crate::admission::{Gate, Permit};
+use crate::fault::Fault;
 use crate::identity::Client;
 use crate::load::Active;
 use crate::metrics::{ByCode, Ended, VersionMetrics};
@@ -19,9 +20,12 @@ use crate::rate::Taken;
 use crate::request::detached;
 use crate::resume::Rest;
 use crate::table::{Service, Version};
+use crate::trial::{Subject, Whole};
 use crate::{Shared, clock};
 use backstop_openai::Usage;
+use backstop_openai::answer::Flaws;
 use backstop_openai::resume::Hindrance;
+use backstop_openai::stream::StreamState;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The most of a path or method that a log line shows, in characters: heads may be long, and lines are many.
@@ -83,6 +87,10 @@ pub(crate) struct Record {
     hindrance: Option<Hindrance>,
     failed_over: bool,
     first_token: Option<Duration>,
+    /// When its first attempt began.
+    tried: Option<Instant>,
+    /// Until that has ended, if the request is evidence for or against a release.
+    subject: Option<Box<Subject>>,
     status: u16,
     code: Option<&'static str>,
     ended: Ended,
@@ -118,6 +126,8 @@ impl Record {
             hindrance: None,
             failed_over: false,
             first_token: None,
+            tried: None,
+            subject: None,
             status: 499,
             code: None,
             ended: Ended::Cancelled,
@@ -188,6 +198,46 @@ impl Record {
         }
         self.charge(version);
         self.endpoint = Some(Arc::clone(endpoint));
+        if self.attempts == 1 {
+            let now = clock::now();
+            self.tried = Some(now);
+            self.subject = self.subject.take().and_then(|subject| subject.begin(version, now)).map(Box::new);
+        }
+    }
+
+    /// The request is evidence for or against a release.
+    pub(crate) fn counts(&mut self, subject: Subject) {
+        self.subject = Some(Box::new(subject));
+    }
+
+    /// Whatever comes now says nothing about the version that it is assigned to.
+    pub(crate) fn counts_no_more(&mut self) {
+        self.subject = None;
+    }
+
+    /// An attempt has brought no whole answer.
+    pub(crate) fn lost(&mut self, fault: &Fault) {
+        if let Some(subject) = self.subject.take() {
+            subject.lost(fault);
+        }
+    }
+
+    /// An attempt has brought a plain answer, good or bad.
+    pub(crate) fn plain(&mut self, status: StatusCode, usage: Option<Usage>, flaws: impl FnOnce() -> Flaws) {
+        let Some(subject) = self.subject.take() else { return };
+        if status.is_success() || status.is_redirection() {
+            subject.whole(Whole { usage, pieces: None, flaws: flaws() }, clock::now());
+        } else if status.is_client_error() {
+            subject.rejected();
+        } else {
+            subject.failed();
+        }
+    }
+
+    /// Since its only attempt began, if there was no other.
+    fn since_tried(&self, now: Instant) -> Option<Duration> {
+        let is_first = self.attempts == 1 && self.resumes == 0;
+        self.tried.filter(|_| is_first).map(|tried| now.saturating_duration_since(tried))
     }
 
     pub(crate) fn attempts(&self) -> u32 {
@@ -197,8 +247,15 @@ impl Record {
     pub(crate) fn first_token(&mut self, after: Duration) {
         self.first_token = Some(after);
         self.took(Latency::FirstToken);
+        let now = self.started + after;
         if let Some(metrics) = &self.metrics {
             metrics.first_token(after);
+            if let Some(took) = self.since_tried(now) {
+                metrics.recent.ttft.observe(took, now);
+            }
+        }
+        if let Some(subject) = &self.subject {
+            subject.first_token(now);
         }
     }
 
@@ -247,6 +304,10 @@ impl Record {
     pub(crate) fn whole(&mut self) {
         self.whole = true;
         self.took(Latency::Whole);
+        let now = clock::now();
+        if let (Some(metrics), Some(took)) = (&self.metrics, self.since_tried(now)) {
+            metrics.recent.total.observe(took, now);
+        }
     }
 
     /// So many pieces of text have come until now.
@@ -263,9 +324,25 @@ impl Record {
     }
 
     /// A stream is whole and had so many pieces of text.
-    pub(crate) fn paced(&self, pieces: u64) {
+    pub(crate) fn streamed(&mut self, state: &StreamState, pieces: u64) {
+        let now = clock::now();
+        let first = self.since_tried(now);
         if let (Some(metrics), Some(first_token)) = (&self.metrics, self.first_token) {
-            metrics.paced(pieces, (clock::now() - self.started).saturating_sub(first_token));
+            let pace = metrics.paced(pieces, (now - self.started).saturating_sub(first_token));
+            if let Some(took) = first.filter(|_| !state.failed) {
+                metrics.recent.total.observe(took, now);
+                if let Some(pace) = pace {
+                    metrics.recent.tpot.observe(pace, now);
+                }
+            }
+        }
+        match self.subject.take() {
+            Some(subject) if state.failed => subject.failed(),
+            Some(subject) => {
+                let flaws = Flaws { empty: !state.meaningful, reasons: state.reasons };
+                subject.whole(Whole { usage: state.usage, pieces: Some(pieces), flaws }, now);
+            }
+            None => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backstop_core::standby::Away;
-use backstop_core::table::{CacheSpec, DependencySpec, EndpointSpec, ServiceSpec, TableSpec};
+use backstop_core::table::{CacheSpec, DependencySpec, EndpointSpec, ServiceSpec, TableSpec, TrialSpec};
 
 use crate::admission::Gate;
 use crate::cache::Cache;
@@ -19,6 +19,7 @@ use crate::standby::TierSwitch;
 use crate::table::{Rank, Service, Table};
 use crate::tasks::OwnedTask;
 use crate::tls::{Trust, TrustError};
+use crate::trial::{Epoch, Trial};
 use crate::upstream::Connector;
 
 pub(crate) struct Registry {
@@ -29,6 +30,10 @@ pub(crate) struct Registry {
     caches: Mutex<HashMap<String, Arc<Cache>>>,
     /// By service, version and tier.
     switches: Mutex<HashMap<(String, String, Rank), Arc<TierSwitch>>>,
+    /// The last of each service.
+    trials: Mutex<HashMap<String, Arc<Trial>>>,
+    /// Tells this process from the one before it.
+    boot: u64,
     /// By service and name.
     dependencies: Mutex<HashMap<(String, String), WatchedDependency>>,
     pub(crate) discovery: Discovery,
@@ -65,6 +70,8 @@ impl Registry {
             services: Mutex::default(),
             caches: Mutex::default(),
             switches: Mutex::default(),
+            trials: Mutex::default(),
+            boot: rand::random(),
             dependencies: Mutex::default(),
             discovery: Discovery::new(Arc::clone(&events)),
             trust: Mutex::default(),
@@ -139,6 +146,21 @@ impl Registry {
         let mut switches = self.switches.lock().unwrap_or_else(PoisonError::into_inner);
         let id = (service.to_owned(), version.to_owned(), tier);
         Arc::clone(switches.entry(id).or_insert_with(|| Arc::new(TierSwitch::new())))
+    }
+
+    /// The counts for a release: those there are, or new ones.
+    pub(crate) fn trial(&self, service: &str, spec: &TrialSpec) -> (Arc<Trial>, Arc<Epoch>) {
+        let mut trials = self.trials.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = trials.get(service).filter(|trial| *trial.release == *spec.release).map(Arc::clone);
+        let trial = known.unwrap_or_else(|| Arc::new(Trial::new(&spec.release, self.boot)));
+        trials.insert(service.to_owned(), Arc::clone(&trial));
+        let epoch = trial.epoch(spec);
+        (trial, epoch)
+    }
+
+    /// The counts for the last release of a service.
+    pub(crate) fn trial_of(&self, service: &str) -> Option<Arc<Trial>> {
+        self.trials.lock().unwrap_or_else(PoisonError::into_inner).get(service).map(Arc::clone)
     }
 
     /// What is known of a service, with its new settings: what was, or nothing yet.
@@ -217,6 +239,9 @@ impl Registry {
             kept
         });
         drop(services);
+        let mut trials = self.trials.lock().unwrap_or_else(PoisonError::into_inner);
+        trials.retain(|service, _| table.services.contains_key(service.as_str()));
+        drop(trials);
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.retain(|service, _| table.services.contains_key(service.as_str()));
         drop(caches);

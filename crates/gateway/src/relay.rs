@@ -54,9 +54,9 @@ enum Source {
     /// Further attempts are being made.
     Resuming {
         attempts: Attempts,
-        /// What goes on if they come to nothing: the endpoint is to be left, but it may still serve. With what is to
-        /// be said of it if they don't.
-        stays: Option<Box<(Flow, Outcome)>>,
+        /// What goes on if they come to nothing: the endpoint is to be left, but it may still serve. With why it is to be
+        /// left.
+        stays: Option<Box<(Flow, Fault)>>,
     },
     Ended,
 }
@@ -223,7 +223,7 @@ impl Relay {
                 // Without a report the pieces are the best that is known.
                 let used = state.usage.unwrap_or(Usage { input: 0, output: state.pieces });
                 record.used(Usage { output: used.output.saturating_add(tokens_before), ..used });
-                record.paced(state.pieces.saturating_add(tokens_before));
+                record.streamed(state, state.pieces.saturating_add(tokens_before));
             }
             lease.finish(if reader.state().failed { Outcome::Failure } else { Outcome::Success });
             reader.finish();
@@ -237,11 +237,11 @@ impl Relay {
     fn look(&mut self, now: Instant) {
         let (Source::Flowing(flow), Some(resumption)) = (&self.source, &self.resumption) else { return };
         let endpoint = flow.lease.endpoint();
-        let fault = match endpoint.departure(now) {
+        let departure = match endpoint.departure(now) {
             None => return,
             // Checks may be wrong; what flows is right.
             Some(Departure::Dead) if self.clock.waited(now) < LOOK => return,
-            Some(departure) => Fault::from(departure),
+            Some(departure) => departure,
         };
         if flow.reader.state().is_complete() || !resumption.has_elsewhere(&self.shared, endpoint, now) {
             return;
@@ -249,9 +249,8 @@ impl Relay {
         let Ok(lost) = resumption.interrupted(flow.reader.state()) else { return };
         let old = std::mem::replace(&mut self.source, Source::Ended);
         if let (Source::Flowing(flow), Some(resumption)) = (old, self.resumption.take()) {
-            let outcome = fault.outcome();
-            let attempts = Box::pin(resumption.move_on(Arc::clone(&self.shared), lost, fault));
-            self.source = Source::Resuming { attempts, stays: Some(Box::new((flow, outcome))) };
+            let attempts = Box::pin(resumption.move_on(Arc::clone(&self.shared), lost, departure.into()));
+            self.source = Source::Resuming { attempts, stays: Some(Box::new((flow, departure.into()))) };
         }
     }
 
@@ -261,6 +260,9 @@ impl Relay {
         let Source::Flowing(Flow { reader, lease, .. }) = old else { return self.cut(fault) };
         let endpoint = Arc::clone(lease.endpoint());
         lease.finish(fault.outcome());
+        if let Some(record) = &mut self.record {
+            record.lost(&fault);
+        }
         let Some(resumption) = self.resumption.take().filter(|_| fault.leaves_the_rest_open()) else {
             return self.cut(fault);
         };
@@ -283,13 +285,16 @@ impl Relay {
         &mut self,
         resumption: Resumption,
         rest: Result<Rest, Fault>,
-        stays: Option<Box<(Flow, Outcome)>>,
+        stays: Option<Box<(Flow, Fault)>>,
     ) {
         let rest = match (rest, stays) {
             (Ok(rest), None) => rest,
             (Ok(rest), Some(stays)) => {
-                let (flow, outcome) = *stays;
-                flow.lease.finish(outcome);
+                let (flow, fault) = *stays;
+                flow.lease.finish(fault.outcome());
+                if let Some(record) = &mut self.record {
+                    record.lost(&fault);
+                }
                 rest
             }
             (Err(_), Some(stays)) => {
@@ -299,6 +304,7 @@ impl Relay {
             }
             (Err(fault), None) => return self.cut(fault),
         };
+        self.tee = self.tee.take().filter(|tee| tee.is_for(&rest.version));
         if let Some(record) = &mut self.record {
             record.resumed(&rest, resumption.place());
             if let Some(permit) = rest.permit {
@@ -340,7 +346,8 @@ impl Relay {
         if let Source::Flowing(Flow { lease, .. }) = std::mem::replace(&mut self.source, Source::Ended) {
             lease.finish(fault.outcome());
         }
-        if let Some(record) = self.record.take() {
+        if let Some(mut record) = self.record.take() {
+            record.lost(&fault);
             record.cut(fault.code());
         }
         // Events that were still good come first.

@@ -28,7 +28,9 @@ use crate::rate::Asks;
 use crate::record::Record;
 use crate::relay::Total;
 use crate::reply::{self, ReplyBody};
-use crate::table::{Service, Table};
+use crate::shape::Shape;
+use crate::table::{Assigned, Service, Table};
+use crate::trial::{Asked, Side};
 use crate::{Shared, answer, headers, local};
 use backstop_core::table::{ResumeSpec, RetrySpec, Timeouts};
 
@@ -57,6 +59,12 @@ pub(crate) struct Routed {
     pub(crate) total: Total,
     pub(crate) service: Arc<str>,
     pub(crate) version: Arc<str>,
+    /// The release whose split sent it to another version than the stable one.
+    pub(crate) release: Option<Arc<str>>,
+    /// What the version has changed, in the body already; `None` if this is the client's request.
+    pub(crate) shape: Option<Arc<Shape>>,
+    /// The most tokens that a fallback leaves it.
+    pub(crate) most: Option<u64>,
     pub(crate) retry: RetrySpec,
     pub(crate) resume: Arc<ResumeSpec>,
     /// `None` where no keys are asked for.
@@ -77,9 +85,9 @@ impl Routed {
 
     /// The same request for a shorter answer, with this body.
     pub(crate) fn shorter(&self, body: Bytes, most: u64) -> Self {
-        let most = most.saturating_mul(u64::from(self.expected.choices));
-        let asks = self.asks.as_ref().map(|asks| Arc::new(asks.at_most(most)));
-        Self { asks, ..self.with_body(body) }
+        let all = most.saturating_mul(u64::from(self.expected.choices));
+        let asks = self.asks.as_ref().map(|asks| Arc::new(asks.at_most(all)));
+        Self { asks, most: Some(most), ..self.with_body(body) }
     }
 
     /// The value of `model` in the body.
@@ -97,6 +105,7 @@ impl Routed {
         Self {
             service: Arc::clone(&service.name),
             version: Arc::clone(&service.stable().name),
+            release: None,
             ..self.with_body(body)
         }
     }
@@ -118,9 +127,16 @@ impl Routed {
 
     /// The same request with another body of JSON.
     pub(crate) fn with_body(&self, body: Bytes) -> Self {
-        let model_span = peek(&body).ok().map(|peek| peek.model_span);
-        Self { body, model_span, ..self.clone() }
+        let peeked = peek(&body).ok();
+        let expected = peeked.as_ref().map_or(self.expected, expected);
+        let model_span = peeked.map(|peek| peek.model_span);
+        Self { body, model_span, expected, ..self.clone() }
     }
+}
+
+/// What a complete stream has.
+fn expected(asked: &Peek<'_>) -> Expected {
+    Expected { choices: asked.choices, usage: asked.include_usage }
 }
 
 /// The same value in memory of its own.
@@ -165,9 +181,16 @@ async fn understand(
     let (service, asked) = find_service(&table, api, &head.headers, &body, client.as_deref())?;
     let user = asked.as_ref().and_then(|asked| asked.user.as_deref());
     let asker = Asker { headers: &head.headers, user, client: client.as_deref(), ip: peer.ip() };
-    let version = service.assign(asker);
+    let Assigned { version, split } = service.assign(asker);
     let stream = asked.as_ref().is_some_and(|peek| peek.stream);
     record.routed(service, version, stream);
+    if let Some((split, side, Some(unit))) = split {
+        let input = estimate::usage(api, &body, None).input;
+        let most_tokens = asked.as_ref().and_then(|peek| peek.max_tokens?.checked_mul(peek.choices.into()));
+        record.counts(split.subject(side, version, unit, Asked { stream, most_tokens, input }));
+    }
+    let release =
+        split.filter(|(_, side, _)| *side == Side::Canary).map(|(split, ..)| Arc::clone(split.release()));
     let session = head.headers.get(SESSION).map(|id| fnv1a(id.as_bytes()));
     let session = session.or_else(|| user.map(|user| fnv1a(user.as_bytes())));
     let session = session.unwrap_or_else(|| fnv1a(&ip_octets(peer.ip())));
@@ -183,15 +206,15 @@ async fn understand(
         headers: head.headers,
         model_span: asked.as_ref().map(|peek| peek.model_span.clone()),
         stream,
-        expected: Expected {
-            choices: asked.as_ref().map_or(1, |peek| peek.choices),
-            usage: asked.as_ref().is_some_and(|peek| peek.include_usage),
-        },
+        expected: asked.as_ref().map_or(Expected { choices: 1, usage: false }, expected),
         body: body.clone(),
         timeouts: service.timeouts,
         total,
         service: Arc::clone(&service.name),
         version: Arc::clone(&version.name),
+        release,
+        shape: None,
+        most: None,
         retry: service.retry,
         resume: Arc::clone(&service.resume),
         cache: service.cache.clone(),
@@ -203,7 +226,7 @@ async fn understand(
 }
 
 /// The same for an IPv4 client, whether or not the listener shows it as an IPv6 one.
-fn ip_octets(ip: IpAddr) -> [u8; 16] {
+pub(crate) fn ip_octets(ip: IpAddr) -> [u8; 16] {
     match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
         IpAddr::V6(ip) => ip.octets(),

@@ -3,6 +3,7 @@
 //! What can be carried on, and how the new events become the rest of the old stream, is
 //! [`backstop_openai::resume`]'s knowledge. Here it is decided where, how often, and in which of the ways.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -123,7 +124,10 @@ impl Resumption {
             Some((ResumeMode::Continue, old)) => Before::Continued(old),
             Some((ResumeMode::Replay, old)) => Before::Replayed(old),
         };
-        Interrupted::new(self.routed.api, &self.routed.body, state, before)
+        // As the version was asked that has begun the answer: what may be carried on depends on that.
+        let shaped = self.past.shape.as_ref().map(|shape| self.routed.shaped_by(shape));
+        let body = shaped.as_ref().map_or(&self.routed.body, |shaped| &shaped.body);
+        Interrupted::new(self.routed.api, body, state, before)
     }
 
     /// Whether a stream that runs on `endpoint` could be carried on elsewhere now.
@@ -157,6 +161,7 @@ impl Resumption {
         match rest {
             Some(rest) => {
                 self.last = Some((rest.mode, lost));
+                self.past.shape.clone_from(&rest.version.shape);
                 (self, Ok(rest))
             }
             None => (self, Err(fault)),
@@ -216,7 +221,8 @@ impl Resumption {
             // If it can't be asked in any way, there is no point in coming back to it.
             let mut fault = Fault::NoEndpoint;
             for (at, mode) in modes.iter().enumerate() {
-                let Some(request) = self.request(lost, *mode, service, &endpoint) else { continue };
+                let asked = (&**service, &**version, &*endpoint);
+                let Some(request) = self.request(lost, *mode, asked) else { continue };
                 let (request, splice) = match request {
                     Request::Send(request, splice) => (request, splice),
                     Request::Finish(events) => {
@@ -273,28 +279,29 @@ impl Resumption {
         }
     }
 
-    /// What to send to `endpoint`; `None` if it can't be asked in this way.
+    /// What to send to an endpoint; `None` if it can't be asked in this way.
     fn request(
         &self,
         lost: &Interrupted,
         mode: ResumeMode,
-        service: &Service,
-        endpoint: &Endpoint,
+        (service, version, endpoint): (&Service, &Version, &Endpoint),
     ) -> Option<Request> {
-        let here = |routed: Routed| {
-            if routed.service == service.name { routed } else { routed.to_service(service) }
-        };
+        let is_own = self.routed.service == service.name;
+        let ours =
+            if is_own { Cow::Borrowed(&self.routed) } else { Cow::Owned(self.routed.to_service(service)) };
+        let asked = ours.shaped(version);
         match mode {
-            ResumeMode::Replay => Some(Request::Send(here(self.routed.clone()), lost.splice_replayed())),
+            ResumeMode::Replay => Some(Request::Send(asked.into_owned(), lost.splice_replayed())),
             ResumeMode::Continue => {
                 let dialect = dialect(endpoint.settings.load().spec.engine)?;
                 if endpoint.has_refused_prefill() {
                     return None;
                 }
+                let is_same = is_own && self.past.shape.is_none() && asked.shape.is_none();
+                let other = if is_same { None } else { Some(lost.asked_as(&asked.body).ok()?) };
+                let lost = other.as_ref().unwrap_or(lost);
                 Some(match lost.continued(dialect).ok()?? {
-                    Next::Send(body) => {
-                        Request::Send(here(self.routed.with_body(body)), lost.splice_continued())
-                    }
+                    Next::Send(body) => Request::Send(asked.with_body(body), lost.splice_continued()),
                     Next::Finish(events) => Request::Finish(events),
                 })
             }

@@ -8,14 +8,14 @@ use std::time::Instant;
 use backstop_core::balance::{self, Candidate};
 use backstop_core::rate::Owner;
 use backstop_core::table::{
-    BalancePolicy, EndpointSpec, FailoverSpec, FallbackSpec, OutlierSpec, RateSpec, ReadinessSpec,
+    BalancePolicy, EndpointSpec, FailoverSpec, FallbackSpec, OutlierSpec, PriceSpec, RateSpec, ReadinessSpec,
     ResumeSpec, RetrySpec, ServiceSpec, TableSpec, Timeouts, VersionSpec,
 };
 use http::HeaderValue;
 use smallvec::SmallVec;
 
 use crate::admission::Gate;
-use crate::assign::{Asker, Rule};
+use crate::assign::{Asker, Rule, Split};
 use crate::cache::Cache;
 use crate::dependency::Dependency;
 use crate::discovery::Linked;
@@ -25,7 +25,10 @@ use crate::load::ServiceLoad;
 use crate::metrics::{ServiceMetrics, VersionMetrics};
 use crate::rate;
 use crate::registry::{OfService, Registry};
+use crate::request::Routed;
+use crate::shape::Shape;
 use crate::standby::TierSwitch;
+use crate::trial::Side;
 
 /// Routes of one revision; replaced as a whole.
 pub(crate) struct Table {
@@ -44,6 +47,8 @@ pub(crate) struct Service {
     pub(crate) dependencies: Vec<Arc<Dependency>>,
     stable: Arc<Version>,
     rules: Vec<Rule>,
+    /// While a release is on its way.
+    pub(crate) split: Option<Split>,
     pub(crate) timeouts: Timeouts,
     pub(crate) retry: RetrySpec,
     pub(crate) resume: Arc<ResumeSpec>,
@@ -72,10 +77,19 @@ pub(crate) struct Version {
     /// In the order in which they are used.
     pub(crate) tiers: Vec<Tier>,
     pub(crate) metrics: Arc<VersionMetrics>,
+    pub(crate) shape: Option<Arc<Shape>>,
+    pub(crate) price: Option<PriceSpec>,
     balance: BalancePolicy,
     turn: AtomicU64,
     /// Names whose addresses are among the targets.
     names: Vec<Linked>,
+}
+
+/// The version that a request is assigned to.
+pub(crate) struct Assigned<'t> {
+    pub(crate) version: &'t Arc<Version>,
+    /// By which split, if no rule came before it: the side, and the hash of the unit if it has one.
+    pub(crate) split: Option<(&'t Split, Side, Option<u64>)>,
 }
 
 /// What a request asks of the balancer.
@@ -199,6 +213,8 @@ impl Service {
                     targets,
                     tiers,
                     metrics: registry.version_metrics(&spec.name, &version.name),
+                    shape: Shape::new(&version.request),
+                    price: version.price,
                     balance: spec.balance,
                     turn: AtomicU64::new(0),
                     names,
@@ -213,6 +229,8 @@ impl Service {
                 targets: Vec::new(),
                 tiers: Vec::new(),
                 metrics: Arc::default(),
+                shape: None,
+                price: None,
                 balance: spec.balance,
                 turn: AtomicU64::new(0),
                 names: Vec::new(),
@@ -222,6 +240,10 @@ impl Service {
         let by_name = |name: &str| versions.iter().find(|version| *version.name == *name).map(Arc::clone);
         let rule = |rule| Some(Rule::new(rule, &spec.groups, by_name(&rule.version)?));
         let rules = spec.rules.iter().filter_map(rule).collect();
+        let split = spec.trial.as_ref().and_then(|trial| {
+            let counts = registry.trial(&spec.name, trial);
+            Some(Split::new(trial, &spec.sticky, by_name(&trial.canary)?, counts))
+        });
         let dependencies =
             spec.dependencies.iter().map(|dependency| registry.dependency(&name, dependency)).collect();
         let OfService { load, metrics, gate } = registry.service(spec);
@@ -231,6 +253,7 @@ impl Service {
             name,
             versions,
             rules,
+            split,
             timeouts: spec.timeouts,
             retry: spec.retry,
             resume: Arc::new(spec.resume.clone()),
@@ -247,10 +270,25 @@ impl Service {
         }
     }
 
-    /// The version that a request is assigned to: the first rule that matches, else the stable one.
-    pub(crate) fn assign(&self, asker: Asker<'_>) -> &Arc<Version> {
-        let rule = self.rules.iter().find(|rule| rule.matches(asker));
-        rule.map_or(&self.stable, |rule| &rule.version)
+    /// What a request is assigned to.
+    pub(crate) fn assign(&self, asker: Asker<'_>) -> Assigned<'_> {
+        if let Some(rule) = self.rules.iter().find(|rule| rule.matches(asker)) {
+            return Assigned { version: &rule.version, split: None };
+        }
+        let Some(split) = &self.split else { return Assigned { version: &self.stable, split: None } };
+        let (side, unit) = split.side(asker);
+        let version = if side == Side::Canary { &split.canary } else { &self.stable };
+        Assigned { version, split: Some((split, side, unit)) }
+    }
+
+    /// The version that a request is assigned to, or the stable one if that has been taken back since.
+    pub(crate) fn pinned(&self, routed: &Routed) -> &Arc<Version> {
+        let goes_on = |release: &Arc<str>| {
+            let same = |split: &Split| split.release() == release && split.canary.name == routed.version;
+            self.split.as_ref().is_some_and(|split| same(split) && split.buckets > 0)
+        };
+        let version = self.version(&routed.version).filter(|_| routed.release.as_ref().is_none_or(goes_on));
+        version.unwrap_or(&self.stable)
     }
 
     pub(crate) fn version(&self, name: &str) -> Option<&Arc<Version>> {

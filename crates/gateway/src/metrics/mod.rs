@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use backstop_core::assign::BUCKETS;
 use backstop_core::health::State;
 use backstop_core::status::DependencyState;
 use backstop_core::table::ResumeMode;
@@ -23,6 +24,7 @@ use crate::Shared;
 use crate::clock;
 use crate::discovery::{Discovery, Figures};
 use crate::endpoint::Endpoint;
+use crate::latencies::Recent;
 use crate::table::Table;
 pub(crate) use process::resident_bytes;
 pub(crate) use service::{Rejected, ServiceMetrics};
@@ -128,6 +130,10 @@ metrics! {
         "Addresses of a host name that are in use.";
     CERTIFICATE = Gauge "backstop_certificate_not_after_seconds" &["listener"],
         "End of the certificate that a listener shows (listener: clients or admin), in seconds since the Unix epoch.";
+    RELEASE_SHARE = Gauge "backstop_release_share_ratio" VERSION,
+        "Share of the service's requests that a release gives to its new version; only while one is on its way.";
+    VERSION_INFO = Gauge "backstop_version_info" &["service", "version", "env"],
+        "1 for each version, with what it is: stable, or gray for all others. To be joined by version with the others.";
     REVISION = Gauge "backstop_table_revision" &[],
         "Revision of the configuration that serves.";
     BUILD = Gauge "backstop_build_info" &["release"],
@@ -196,6 +202,7 @@ pub(crate) struct VersionMetrics {
     duration: Histogram,
     input_tokens: AtomicU64,
     output_tokens: AtomicU64,
+    pub(crate) recent: Recent,
 }
 
 impl VersionMetrics {
@@ -235,12 +242,12 @@ impl VersionMetrics {
     }
 
     /// A whole stream brought `pieces` of text, the last one `elapsed` after the first.
-    pub(crate) fn paced(&self, pieces: u64, elapsed: Duration) {
-        if let Some(gaps) =
-            pieces.checked_sub(1).and_then(|gaps| u32::try_from(gaps).ok()).filter(|gaps| *gaps > 0)
-        {
-            self.per_token.observe(elapsed / gaps);
-        }
+    /// Gives the time between two.
+    pub(crate) fn paced(&self, pieces: u64, elapsed: Duration) -> Option<Duration> {
+        let gaps =
+            pieces.checked_sub(1).and_then(|gaps| u32::try_from(gaps).ok()).filter(|gaps| *gaps > 0)?;
+        self.per_token.observe(elapsed / gaps);
+        Some(elapsed / gaps)
     }
 }
 
@@ -276,6 +283,10 @@ pub(crate) fn page(shared: &Shared, discovery: &Discovery) -> String {
 fn add_versions(page: &mut Page, table: &Table) {
     for service in table.services.values() {
         service::add(page, service);
+        if let Some(split) = &service.split {
+            let share = f64::from(split.buckets) / f64::from(BUCKETS);
+            page.add(&RELEASE_SHARE, &[&service.name, &split.canary.name], share);
+        }
         for dependency in &service.dependencies {
             let up = dependency.state() == DependencyState::Up;
             page.add(&DEPENDENCY, &[&service.name, &dependency.name], f64::from(u8::from(up)));
@@ -284,6 +295,7 @@ fn add_versions(page: &mut Page, table: &Table) {
             let names = [&*service.name, &*version.name];
             let [service_name, version_name] = names;
             let metrics = &version.metrics;
+            page.add(&VERSION_INFO, &[service_name, version_name, version.env], 1.0);
             for ended in Ended::OF_VERSIONS {
                 let count = metrics.ended[ended as usize].load(Relaxed);
                 page.add(&REQUESTS, &[service_name, version_name, ended.name()], count as f64);

@@ -92,7 +92,7 @@ fn read_body(decoder: &mut BodyDecoder, buffer: &mut BytesMut, body: &mut Vec<u8
 /// The head that a model server gets for a client's request with a body of `length` bytes.
 pub fn request_head(method: &Method, target: &str, client: &HeaderMap, length: usize) -> Vec<u8> {
     let (host, key) = (HeaderValue::from_static("engine:8000"), HeaderValue::from_static("Bearer engine"));
-    let headers = headers::to_upstream(client, &host, Some(&key), &HeaderValue::from_static("id"));
+    let headers = headers::to_upstream(client, &host, Some(&key), &HeaderValue::from_static("id"), &[]);
     let mut head = Vec::new();
     wire::encode_head(method, target, &headers, length, &mut head);
     head
