@@ -27,14 +27,6 @@ impl DataPlane for Plane {
         self.0.metrics()
     }
 
-    fn trial_report(&self, service: &str) -> Option<TrialReport> {
-        self.0.trial_report(service)
-    }
-
-    fn latencies(&self, service: &str, version: &str) -> Option<Latencies> {
-        self.0.latencies(service, version)
-    }
-
     fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.0.subscribe()
     }

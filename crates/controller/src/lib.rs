@@ -46,12 +46,6 @@ pub trait DataPlane: Send + Sync + 'static {
     /// All metrics, in Prometheus' text format.
     fn metrics(&self) -> String;
 
-    /// What was counted of the trial of a service, if there is one.
-    fn trial_report(&self, service: &str) -> Option<TrialReport>;
-
-    /// How long recent answers of a version took.
-    fn latencies(&self, service: &str, version: &str) -> Option<Latencies>;
-
     /// Events from now on. A subscriber that falls too far behind misses some, and is told so.
     fn subscribe(&self) -> broadcast::Receiver<Event>;
 
