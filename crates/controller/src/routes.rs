@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use backstop_config::Config;
+use backstop_core::rollout::Cause;
 use backstop_core::table::{Duty, TableSpec, TrialSpec};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -50,9 +51,7 @@ pub(crate) struct Veto {
     pub(crate) release: String,
     /// Milliseconds since the Unix epoch.
     pub(crate) at: u64,
-    /// Who did it.
-    pub(crate) actor: String,
-    pub(crate) reason: String,
+    pub(crate) cause: Cause,
     /// What runs on it is taken from it at once; before, it may end within `failover.drain`.
     pub(crate) isolated: bool,
 }

@@ -9,6 +9,26 @@ use serde::{Deserialize, Serialize};
 /// The most bad units that a gateway keeps apart for one metric, arm and step.
 pub const MOST_BAD_UNITS: usize = 4096;
 
+/// So many slow units of stable are kept for each of the canary, if there are as many: more would fill the memory and say
+/// hardly more.
+const CONTROLS: f64 = 20.0;
+
+/// The share of stable's slow units that is kept while the canary has `share` of all units.
+pub fn kept_share(share: f64) -> f64 {
+    if share >= 1.0 { 1.0 } else { (CONTROLS * share / (1.0 - share)).min(1.0) }
+}
+
+/// Whether a slow unit of stable is one of those that are kept. It does not depend on its bucket.
+pub fn is_kept(unit: u64, share: f64) -> bool {
+    // The lower bits; samples of units go by the upper ones.
+    (unit & 0xFFFF_FFFF) as f64 / 4_294_967_296.0 < kept_share(share)
+}
+
+/// The canary's share of the slow units that are kept, if both arms are as slow.
+pub fn share_of_kept(share: f64) -> f64 {
+    share / (share + (1.0 - share) * kept_share(share))
+}
+
 /// What one gateway has counted of one trial.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrialReport {
@@ -51,7 +71,8 @@ pub struct BadCount {
     pub event: BadEvent,
     /// Requests.
     pub requests: u64,
-    /// Hashes of the units, each once in a step: a unit that was bad in an earlier epoch of the step is not here again.
+    /// Hashes of the units, each once in a step: a unit that was bad in an earlier epoch of the step is not here again. Of
+    /// stable's slow units only those that [`is_kept`] names are here.
     pub units: Vec<u64>,
     /// There were more units than [`MOST_BAD_UNITS`]; the rest are not in `units`.
     pub overflow: bool,
@@ -101,4 +122,25 @@ pub struct Quantiles {
     pub p90: f64,
     pub p95: f64,
     pub p99: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_units_of_stable_are_thinned_as_the_evidence_is_told() {
+        for share in [0.001, 0.01, 0.04, 0.1, 0.5, 1.0] {
+            let mut unit = 0_u64;
+            let units = std::iter::repeat_with(|| {
+                unit = unit.wrapping_add(0x9E37_79B9_7F4A_7C15);
+                crate::balance::mix(unit)
+            });
+            let kept = units.take(100_000).filter(|unit| is_kept(*unit, share)).count() as f64 / 1e5;
+            assert!((kept - kept_share(share)).abs() < 0.01, "{share}: {kept}");
+            let canary = share / (share + (1.0 - share) * kept);
+            assert!((canary - share_of_kept(share)).abs() < 0.01, "{share}: {canary}");
+            assert!(share_of_kept(share) >= share.max(1.0 / 22.0));
+        }
+    }
 }

@@ -16,6 +16,7 @@ mod h2client;
 mod https;
 mod leave;
 mod operators;
+mod release;
 mod reload;
 #[expect(dead_code, reason = "shared with the gateway's tests, which need all of it")]
 #[path = "../../../gateway/tests/it/secure.rs"]

@@ -8,6 +8,7 @@ use backstop_core::status::Status;
 use backstop_core::table::{Duty, TrialSpec};
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::routes::{Route, Veto};
 
@@ -44,8 +45,8 @@ pub(crate) struct Moment {
     pub(crate) share: f64,
     pub(crate) severity: Severity,
     pub(crate) text: String,
-    /// What was known at that moment.
-    pub(crate) evidence: Option<Judgement>,
+    /// What was known at that moment: a [`Judgement`], whose numbers may be infinite, so that it is not read again.
+    pub(crate) evidence: Value,
 }
 
 impl Kept {
@@ -68,7 +69,8 @@ impl Kept {
     }
 
     pub(crate) fn tell(&mut self, at: u64, severity: Severity, text: String) {
-        let evidence = (self.release.phase != Phase::Waiting).then(|| self.judgement());
+        let known = (self.release.phase != Phase::Waiting).then(|| self.judgement());
+        let evidence = serde_json::to_value(known).unwrap_or_default();
         let moment = Moment { at, phase: self.release.phase, share: self.share(), severity, text, evidence };
         if self.timeline.len() >= MOST_MOMENTS {
             self.timeline.remove(MOST_MOMENTS / 2);
@@ -103,8 +105,7 @@ impl Kept {
                 digest: self.digest.clone(),
                 release: release.id.clone(),
                 at: now,
-                actor: actor_of(cause),
-                reason: cause.to_string(),
+                cause: cause.clone(),
                 isolated: false,
             });
             veto.isolated = is_over;
@@ -125,14 +126,6 @@ impl Kept {
     }
 }
 
-/// Who is behind it.
-fn actor_of(cause: &Cause) -> String {
-    match cause {
-        Cause::Operator { actor, .. } => actor.clone(),
-        _ => "release".to_owned(),
-    }
-}
-
 /// Which of a release's versions have an endpoint that can serve.
 pub(crate) fn readiness(status: &Status, release: &Release) -> Readiness {
     let serves = |version: &str| can_serve(status, &release.service, version);
@@ -144,8 +137,9 @@ pub(crate) fn can_serve(status: &Status, service: &str, version: &str) -> bool {
     let mut versions = services.flat_map(|it| &it.versions).filter(|it| it.name == version);
     versions.any(|version| {
         version.endpoints.iter().any(|endpoint| {
+            // What its answers say of it is the evidence's business: a breaker that is open may wait for somebody to ask.
             let is_well = matches!(endpoint.state, State::Healthy | State::Degraded);
-            is_well && endpoint.duty == Duty::Active && !endpoint.breaker_open && !endpoint.ejected
+            is_well && endpoint.duty == Duty::Active
         })
     })
 }

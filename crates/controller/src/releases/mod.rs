@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backstop_core::event::What;
-use backstop_core::rollout::{Command, Effect, Event, Release, Severity, Way};
+use backstop_core::rollout::{Cause, Command, Effect, Event, Release, Severity, Way};
 use backstop_store::{
     Commit, CommitError, HistoryEntry, HistoryFilter, Key, Op, Recorded, Revision, Store, StoreError,
 };
@@ -133,13 +133,18 @@ impl Releases {
         let release = &running.kept.release;
         let route = self.control.route_of(&release.service);
         let veto = route.and_then(|route| route.vetoes.get(&release.canary).cloned());
-        let Some(Veto { actor, reason, .. }) = veto.filter(|veto| veto.release == release.id) else { return };
+        let Some(Veto { cause, .. }) = veto.filter(|veto| veto.release == release.id) else { return };
         if release.phase.is_final() || (release.phase.is_back() && release.buckets() == 0) {
             return;
         }
+        let (actor, reason) = (String::new(), String::new());
         let command = Command::Rollback { way: Way::Instant, actor, reason };
         let event = Event::Command { command, stable_ready: true, canary_ready: true };
-        if let Ok((next, effects)) = release.step(event, release.now) {
+        if let Ok((mut next, mut effects)) = release.step(event, release.now) {
+            let text = format!("{} has gone back: {cause}", release.canary);
+            next.cause = Some(cause);
+            effects.retain(|effect| !matches!(effect, Effect::Tell(..)));
+            effects.push(Effect::Tell(Severity::Critical, text));
             drop(self.advance(running, next, effects, &Actor::Release).await);
         }
     }
@@ -393,8 +398,7 @@ pub(crate) fn send_back_without_store(
         digest,
         release: trial.release.clone(),
         at: unix_millis(),
-        actor: actor.to_string(),
-        reason: reason.to_owned(),
+        cause: Cause::Operator { actor: actor.to_string(), reason: reason.to_owned() },
         isolated: false,
     });
     match sent_back {

@@ -145,7 +145,7 @@ impl Releases {
         }
         let veto = route.vetoes.values().find(|veto| veto.digest == digest);
         if let Some(veto) = veto.filter(|_| !again) {
-            let (release, reason) = (veto.release.clone(), veto.reason.clone());
+            let (release, reason) = (veto.release.clone(), veto.cause.to_string());
             return Err(Failure::Vetoed { version: to.clone(), release, reason });
         }
         Ok(Begin { settings, route, digest })

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::settings::{Guardrail, Settings, Trigger};
 use super::{Observed, Severity};
 use crate::evidence::{Arms, Assigned, Bad, Evidence, Judgement, MetricPlan, Plan, PlanError, Rules};
-use crate::report::{ArmReport, BadEvent, EpochReport, Latencies, Quantiles, TrialReport};
+use crate::report::{ArmReport, BadEvent, EpochReport, Latencies, Quantiles, TrialReport, share_of_kept};
 use crate::table::{LatencyLimit, LatencyMetric};
 
 /// Quantiles of stable's times that become limits.
@@ -38,7 +38,7 @@ pub struct Analysis {
     /// What each process of a gateway has counted, by boot and epoch.
     counted: BTreeMap<u64, BTreeMap<u32, Counted>>,
     /// Bad units of a step, which count once.
-    seen: BTreeMap<u32, BTreeMap<BadEvent, Seen>>,
+    seen: BTreeMap<u32, Vec<Seen>>,
     /// When each trigger was set off last.
     fired: BTreeMap<usize, u64>,
     /// When the canary went down.
@@ -82,8 +82,9 @@ pub struct Both {
 }
 
 /// Units that had something happen to them in a step.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Seen {
+    event: BadEvent,
     units: BTreeSet<u64>,
     /// There were too many; nothing of the step counts any more, of either arm.
     full: bool,
@@ -182,7 +183,12 @@ impl Analysis {
     }
 
     fn take_units(&mut self, epoch: &EpochReport, event: BadEvent, counts: bool) {
-        let seen = self.seen.entry(epoch.step).or_default().entry(event).or_default();
+        let seen = self.seen.entry(epoch.step).or_default();
+        let index = seen.iter().position(|seen| seen.event == event).unwrap_or_else(|| {
+            seen.push(Seen { event, units: BTreeSet::new(), full: false });
+            seen.len() - 1
+        });
+        let seen = &mut seen[index];
         let of = |arm: &ArmReport| arm.bad.iter().find(|bad| bad.event == event).cloned();
         let (stable, canary) = (of(&epoch.stable), of(&epoch.canary));
         seen.full |= [&stable, &canary].into_iter().flatten().any(|bad| bad.overflow);
@@ -196,8 +202,10 @@ impl Analysis {
         let bad = Arms { stable: new(stable), canary: new(canary) };
         let Some((metric, process)) = self.process(event).filter(|_| counts) else { return };
         let step = usize::try_from(epoch.step).unwrap_or(usize::MAX);
+        let is_slow = matches!(event, BadEvent::Slow(_));
+        let share = if is_slow { share_of_kept(epoch.share) } else { epoch.share };
         // Metric and process are of the plan.
-        let _ = self.evidence.add(Bad { step, metric, process, share: epoch.share, bad });
+        let _ = self.evidence.add(Bad { step, metric, process, share, bad });
     }
 
     /// The place of an event in the evidence.
@@ -268,7 +276,8 @@ impl Analysis {
     }
 
     fn is_full(&self, step: u32, event: BadEvent) -> bool {
-        self.seen.get(&step).and_then(|seen| seen.get(&event)).is_some_and(|seen| seen.full)
+        let seen = self.seen.get(&step).into_iter().flatten();
+        seen.filter(|seen| seen.event == event).any(|seen| seen.full)
     }
 
     fn pull_triggers(&mut self, now: u64, observed: &mut Observed) {

@@ -195,7 +195,8 @@ fn after_a_rollback_stable_has_to_be_as_well_as_before() {
 #[test]
 fn it_comes_back_from_disk_as_it_was() {
     let mut analysis = Analysis::new(&settings()).unwrap();
-    analysis.take(&report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Error, 0..3)])), 0, 0);
+    let events = vec![bad(BadEvent::Error, 0..3), bad(BadEvent::Slow(2), 7..9)];
+    analysis.take(&report(1, 0, arm(900, vec![]), arm(100, events)), 0, 0);
     let text = serde_json::to_string(&analysis).unwrap();
     let mut again: Analysis = serde_json::from_str(&text).unwrap();
     assert_eq!(serde_json::to_string(&again).unwrap(), text);

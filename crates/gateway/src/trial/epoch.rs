@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use backstop_core::assign::BUCKETS;
-use backstop_core::report::{ArmReport, BadCount, BadEvent, EpochReport, MOST_BAD_UNITS, Moments};
+use backstop_core::report::{ArmReport, BadCount, BadEvent, EpochReport, MOST_BAD_UNITS, Moments, is_kept};
 use backstop_core::sample::Sample;
 use backstop_core::table::{LatencyLimit, TrialSpec};
 
@@ -114,7 +114,9 @@ impl Epoch {
     }
 
     pub(super) fn bad(&self, side: Side, event: BadEvent, unit: u64) {
-        let seen = self.step.see(side, event, unit);
+        let is_slow = matches!(event, BadEvent::Slow(_));
+        let counts = side == Side::Canary || !is_slow || is_kept(unit, self.share);
+        let seen = if counts { self.step.see(side, event, unit) } else { Seen::Before };
         let mut bad = lock(&self.of(side).bad);
         let bad = bad.entry(event).or_default();
         bad.requests += 1;
