@@ -15,6 +15,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use backstop_core::event::{Event, What};
+use backstop_core::report::{Latencies, TrialReport};
 use backstop_core::status::{DependencyState, ServiceStatus, Status, Totals, VersionStatus};
 use backstop_core::table::{Duty, TableSpec};
 use http_body_util::BodyExt;
@@ -136,6 +137,14 @@ impl DataPlane for Plane {
         } else {
             Err(format!("nothing of `{service}` has moved to a standby"))
         }
+    }
+
+    fn trial_report(&self, _: &str) -> Option<TrialReport> {
+        None
+    }
+
+    fn latencies(&self, _: &str, _: &str) -> Option<Latencies> {
+        None
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod admission;
 mod api;
+mod assign;
 mod balance;
 mod cache;
 mod cancel;
@@ -38,11 +39,14 @@ mod resume;
 mod retry;
 mod schedules;
 mod secure;
+mod shaping;
 mod smuggling;
 mod stream_end;
 mod switchover;
+mod targeting;
 mod tiers;
 mod tls;
+mod trial;
 mod upstream;
 mod upstream_tls;
 mod world;

@@ -12,8 +12,8 @@ use backstop_core::standby::Stage;
 use backstop_core::status::{EndpointStatus, Totals};
 use backstop_core::table::{
     BalancePolicy, BreakerSpec, Condition, EndpointSpec, Engine, FailoverSpec, HealthSpec, OutlierSpec,
-    RateSpec, RegionSpec, ResumeSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec, Timeouts, UnitSource,
-    VersionSpec,
+    RateSpec, RegionSpec, ResumeSpec, RetrySpec, RuleSpec, ServiceSpec, TableSpec, Timeouts, TrialSpec,
+    UnitSource, VersionSpec,
 };
 use backstop_engine_sim::{Sim, SimConfig, expected_text};
 use backstop_gateway::Gateway;
@@ -106,6 +106,19 @@ pub(crate) fn header_rule(name: &str, value: &str, version: &str) -> RuleSpec {
     RuleSpec { when, version: version.to_owned() }
 }
 
+/// Gives version `v2` so many of all buckets.
+pub(crate) fn trial(buckets: u32) -> TrialSpec {
+    TrialSpec {
+        release: "r-1".to_owned(),
+        salt: "r-1".to_owned(),
+        canary: "v2".to_owned(),
+        buckets,
+        epoch: 1,
+        step: 1,
+        limits: Vec::new(),
+    }
+}
+
 /// All endpoints on one level.
 pub(crate) fn side_by_side(service: &mut ServiceSpec) {
     for endpoint in service.versions.iter_mut().flat_map(|version| &mut version.endpoints) {
@@ -123,6 +136,17 @@ impl World {
         let world = Self::unchecked(sims, change).await;
         world.until_all(State::Healthy).await;
         world
+    }
+
+    /// Two engines, of which the second is the only one of version `v2`.
+    pub(crate) async fn versions(sims: [SimConfig; 2], change: impl FnOnce(&mut ServiceSpec)) -> Self {
+        Self::of(sims.to_vec(), |service| {
+            let mut gray = service.versions[0].endpoints.pop().unwrap();
+            gray.priority = 0;
+            service.versions.push(VersionSpec::new("v2", vec![gray]));
+            change(service);
+        })
+        .await
     }
 
     /// Does not wait for the first checks.
