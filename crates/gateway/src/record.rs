@@ -1,5 +1,7 @@
 //! The account of one request: what the access log says of it and how it is counted, however it ends.
 
+mod evidence;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -8,11 +10,10 @@ use backstop_core::admission::Latency;
 use backstop_core::rate::{Owner, Standing};
 use backstop_core::status;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue};
 use tracing::{info, warn};
 
 use crate::admission::{Gate, Permit};
-use crate::fault::Fault;
 use crate::identity::Client;
 use crate::load::Active;
 use crate::metrics::{ByCode, Ended, VersionMetrics};
@@ -20,12 +21,10 @@ use crate::rate::Taken;
 use crate::request::detached;
 use crate::resume::Rest;
 use crate::table::{Service, Version};
-use crate::trial::{Subject, Whole};
+use crate::trial::Subject;
 use crate::{Shared, clock};
 use backstop_openai::Usage;
-use backstop_openai::answer::Flaws;
 use backstop_openai::resume::Hindrance;
-use backstop_openai::stream::StreamState;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The most of a path or method that a log line shows, in characters: heads may be long, and lines are many.
@@ -205,41 +204,6 @@ impl Record {
         }
     }
 
-    /// The request is evidence for or against a release.
-    pub(crate) fn counts(&mut self, subject: Subject) {
-        self.subject = Some(Box::new(subject));
-    }
-
-    /// Whatever comes now says nothing about the version that it is assigned to.
-    pub(crate) fn counts_no_more(&mut self) {
-        self.subject = None;
-    }
-
-    /// An attempt has brought no whole answer.
-    pub(crate) fn lost(&mut self, fault: &Fault) {
-        if let Some(subject) = self.subject.take() {
-            subject.lost(fault);
-        }
-    }
-
-    /// An attempt has brought a plain answer, good or bad.
-    pub(crate) fn plain(&mut self, status: StatusCode, usage: Option<Usage>, flaws: impl FnOnce() -> Flaws) {
-        let Some(subject) = self.subject.take() else { return };
-        if status.is_success() || status.is_redirection() {
-            subject.whole(Whole { usage, pieces: None, flaws: flaws() }, clock::now());
-        } else if status.is_client_error() {
-            subject.rejected();
-        } else {
-            subject.failed();
-        }
-    }
-
-    /// Since its only attempt began, if there was no other.
-    fn since_tried(&self, now: Instant) -> Option<Duration> {
-        let is_first = self.attempts == 1 && self.resumes == 0;
-        self.tried.filter(|_| is_first).map(|tried| now.saturating_duration_since(tried))
-    }
-
     pub(crate) fn attempts(&self) -> u32 {
         self.attempts
     }
@@ -320,29 +284,6 @@ impl Record {
         self.usage = Some(usage);
         if let Some(metrics) = &self.metrics {
             metrics.tokens(usage);
-        }
-    }
-
-    /// A stream is whole and had so many pieces of text.
-    pub(crate) fn streamed(&mut self, state: &StreamState, pieces: u64) {
-        let now = clock::now();
-        let first = self.since_tried(now);
-        if let (Some(metrics), Some(first_token)) = (&self.metrics, self.first_token) {
-            let pace = metrics.paced(pieces, (now - self.started).saturating_sub(first_token));
-            if let Some(took) = first.filter(|_| !state.failed) {
-                metrics.recent.total.observe(took, now);
-                if let Some(pace) = pace {
-                    metrics.recent.tpot.observe(pace, now);
-                }
-            }
-        }
-        match self.subject.take() {
-            Some(subject) if state.failed => subject.failed(),
-            Some(subject) => {
-                let flaws = Flaws { empty: !state.meaningful, reasons: state.reasons };
-                subject.whole(Whole { usage: state.usage, pieces: Some(pieces), flaws }, now);
-            }
-            None => {}
         }
     }
 

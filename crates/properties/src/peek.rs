@@ -1,4 +1,8 @@
+use std::collections::BTreeMap;
+
+use backstop_openai::Api;
 use backstop_openai::peek::{Peek, PeekError, peek as look, with_model};
+use backstop_openai::shape::shaped;
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -19,6 +23,7 @@ pub fn peek(body: &[u8]) {
     }
     if let Ok(peek) = &found {
         replaces_only_the_model(body, peek);
+        is_shaped_for_all_readers(text);
     }
     if let Some(json) = json::parse(text) {
         agrees(text, found, &json);
@@ -62,6 +67,36 @@ fn agrees(text: &str, found: Result<Peek<'_>, PeekError>, json: &Json) {
             );
         }
         _ => assert!(matches!(found, Err(PeekError::WrongType { .. })), "{found:?}"),
+    }
+}
+
+/// Whichever of several fields a reader takes, and however it minds the case, it finds our parameter and our prompt first
+/// among the system's; all else is as it was.
+fn is_shaped_for_all_readers(text: &str) {
+    const SYSTEM: &str = "our \"own\"\n";
+    let params = BTreeMap::from([("max_tokens".to_owned(), Value::from(7))]);
+    let shaped = shaped(Api::Chat, text.as_bytes(), Some(SYSTEM), &params).expect("an object");
+    let shaped = json::parse(std::str::from_utf8(&shaped).expect("UTF-8"));
+    let (Some(before), Some(after)) = (json::parse(text), shaped) else { return };
+    let lower = |key: &str| key.replace('ſ', "s").to_ascii_lowercase();
+    let is_limit = |key: &&String| matches!(lower(key).as_str(), "max_tokens" | "max_completion_tokens");
+    let limits: Vec<_> = after.keys.iter().filter(is_limit).collect();
+    assert_eq!(limits, ["max_tokens"]);
+    assert_eq!(after.value["max_tokens"], 7);
+    let fields = before.value.as_object().expect("an object").iter();
+    for (key, value) in fields.filter(|(key, _)| !is_limit(key)) {
+        let now = &after.value[key];
+        match value.as_array().filter(|_| lower(key) == "messages") {
+            None => assert_eq!(now, value, "{key}"),
+            Some(messages) => {
+                let now = now.as_array().expect("messages");
+                assert!((messages.len()..=messages.len() + 1).contains(&now.len()));
+                // Of a message that gives its role twice, readers take one or the other.
+                let is_system = |it: &&Value| it["role"] == "system" || it["role"] == "developer";
+                let first = now.iter().find(is_system).expect("a system prompt");
+                assert!(first["content"] == SYSTEM || before.has_twins, "{first}");
+            }
+        }
     }
 }
 
