@@ -14,9 +14,13 @@
 //!
 //! What comes in are bad *units*: a user, a session or a request, each once for a kind of event and a step, since
 //! one that fails again and again says nothing new; and for each the canary's share under which *that request*
-//! was assigned. When a bad event comes in must not depend on the arm. That holds of latencies, which count when a limit has
-//! passed, but not of errors if one arm fails at once and the other when it times out. So the canary's errors have to wait
-//! for as long as stable's may take ([`Evidence::set_overdue`] covers those that take longer).
+//! was assigned. A unit that was bad in an earlier step counts for the step only: users stay in their arm, so that it
+//! would tell the release the same thing twice.
+//!
+//! When a bad event comes in must not depend on the arm. That holds of latencies, which count when a limit has passed,
+//! but not of errors if one arm fails at once and the other when it times out. So the canary's errors have to wait
+//! for as long as stable's may take, [`MetricPlan::patience`]; [`Evidence::set_overdue`] covers those that take longer.
+//! What is known then is no more than what was true of all requests that were that old.
 
 mod imbalance;
 mod means;
@@ -28,6 +32,7 @@ mod process;
 mod tests;
 mod verdict;
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -36,7 +41,7 @@ pub use imbalance::{Assigned, imbalance};
 pub use means::{Difference, Sample, difference};
 pub use plan::{MetricPlan, Plan, PlanError};
 pub use process::{Arms, Range};
-use process::{Logs, Process, Tally, log_sum};
+use process::{Logs, Process, log_sum};
 pub use verdict::{Judgement, MetricVerdict, Rules, Verdict};
 
 /// Evidence for a release, by which it may be sent back. What is kept of it are counts; all else follows from them.
@@ -46,6 +51,8 @@ pub struct Evidence {
     plan: Plan,
     /// By metric and kind of event.
     trails: Vec<Vec<Trail>>,
+    /// The canary's that have to wait, by when they count.
+    waiting: VecDeque<(u64, Bad)>,
     overdue: Vec<Overdue>,
 }
 
@@ -68,8 +75,10 @@ pub struct Bad {
     pub process: usize,
     /// The canary's, 0–1, when they were assigned.
     pub share: f64,
-    #[serde(flatten)]
-    pub bad: Arms,
+    /// Units of which the release has seen nothing bad of this kind before.
+    pub new: Arms,
+    /// Units that were bad in this way in an earlier step.
+    pub again: Arms,
 }
 
 /// Requests of stable that have been under way for longer than the canary's errors wait to be counted.
@@ -115,33 +124,62 @@ impl Evidence {
             .iter()
             .map(|metric| std::iter::repeat_with(trail).take(metric.processes).collect())
             .collect();
-        Self { plan, trails, overdue: Vec::new() }
+        Self { plan, trails, waiting: VecDeque::new(), overdue: Vec::new() }
     }
 
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Takes in bad units that were not seen before. With a share of 0 or 1 there is nothing to compare, and they
-    /// say nothing.
+    /// Takes in bad units that were not seen in this step before, `now` in milliseconds. With a share of 0 or 1 there is
+    /// nothing to compare, and they say nothing.
     ///
     /// # Errors
     ///
     /// There is no such metric or kind of event.
-    pub fn add(&mut self, units: Bad) -> Result<(), Unplanned> {
-        let Bad { step, metric, process, share, bad } = units;
-        let unplanned = Unplanned { metric, process };
-        let trail =
-            self.trails.get_mut(metric).and_then(|trails| trails.get_mut(process)).ok_or(unplanned)?;
-        if bad.total() == 0 || !is_compared(share) {
+    pub fn add(&mut self, units: Bad, now: u64) -> Result<(), Unplanned> {
+        let Bad { metric, process, share, .. } = units;
+        let known = self.trails.get(metric).is_some_and(|trails| process < trails.len());
+        if !known {
+            return Err(Unplanned { metric, process });
+        }
+        self.advance(now);
+        if !is_compared(share) {
             return Ok(());
         }
-        let logs = Logs::new(share, self.plan.metrics()[metric].tolerated);
-        trail.release.add(share, bad, &logs);
-        if let Some(step) = trail.steps.get_mut(step) {
-            step.add(share, bad, &logs);
+        let patience = u64::try_from(self.plan.metrics()[metric].patience.as_millis()).unwrap_or(u64::MAX);
+        if patience == 0 {
+            self.count(&units);
+        } else {
+            let [stable, canary] = units.split();
+            self.count(&stable);
+            let due = now.saturating_add(patience);
+            let at = self.waiting.partition_point(|(before, _)| *before <= due);
+            self.waiting.insert(at, (due, canary));
         }
         Ok(())
+    }
+
+    /// Lets what has waited long enough count.
+    pub fn advance(&mut self, now: u64) {
+        while self.waiting.front().is_some_and(|(due, _)| *due <= now) {
+            if let Some((_, units)) = self.waiting.pop_front() {
+                self.count(&units);
+            }
+        }
+    }
+
+    fn count(&mut self, units: &Bad) {
+        let tolerated = self.plan.metrics()[units.metric].tolerated;
+        let trail = &mut self.trails[units.metric][units.process];
+        if units.new.total() > 0 {
+            trail.release.add(units.share, tolerated, units.new);
+        }
+        let mut all = units.new;
+        all.add(units.again);
+        if let Some(step) = trail.steps.get_mut(units.step).filter(|_| all.total() > 0) {
+            step.add(units.share, tolerated, all);
+        }
     }
 
     /// Requests of stable that are overdue *now*. Until they have ended they count as bad: nobody knows whether they
@@ -227,12 +265,36 @@ fn is_compared(share: f64) -> bool {
     share > 0.0 && share < 1.0
 }
 
+impl Bad {
+    /// Stable's and the canary's.
+    fn split(self) -> [Self; 2] {
+        let stable = |arms: Arms| Arms { canary: 0, ..arms };
+        let canary = |arms: Arms| Arms { stable: 0, ..arms };
+        [
+            Self { new: stable(self.new), again: stable(self.again), ..self },
+            Self { new: canary(self.new), again: canary(self.again), ..self },
+        ]
+    }
+}
+
 /// What is kept of [`Evidence`].
 #[derive(Serialize, Deserialize)]
 struct Kept {
     plan: Plan,
-    bad: Vec<Bad>,
+    bad: Vec<KeptBad>,
+    waiting: VecDeque<(u64, Bad)>,
     overdue: Vec<Overdue>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeptBad {
+    metric: usize,
+    process: usize,
+    /// `None` = the release.
+    step: Option<usize>,
+    share: f64,
+    #[serde(flatten)]
+    bad: Arms,
 }
 
 impl From<Evidence> for Kept {
@@ -240,30 +302,16 @@ impl From<Evidence> for Kept {
         let mut bad = Vec::new();
         for (metric, trails) in evidence.trails.iter().enumerate() {
             for (process, trail) in trails.iter().enumerate() {
-                let bad_in =
-                    |step, tally: &Tally| Bad { step, metric, process, share: tally.share, bad: tally.bad };
-                for (step, steps) in trail.steps.iter().enumerate() {
-                    bad.extend(steps.tallies.iter().map(|tally| bad_in(step, tally)));
+                let steps = trail.steps.iter().enumerate().map(|(i, step)| (Some(i), step));
+                for (step, tally) in steps
+                    .chain([(None, &trail.release)])
+                    .flat_map(|(step, of)| of.tallies.iter().map(move |it| (step, it)))
+                {
+                    bad.push(KeptBad { metric, process, step, share: tally.share, bad: tally.bad });
                 }
-                // Of what came after the last step only the release knows.
-                let later = trail.release.tallies.iter().filter_map(|tally| trail.later(tally));
-                bad.extend(later.map(|tally| bad_in(evidence.plan.steps(), &tally)));
             }
         }
-        Self { plan: evidence.plan, bad, overdue: evidence.overdue }
-    }
-}
-
-impl Trail {
-    /// What of the release's tally is in no step.
-    fn later(&self, of: &Tally) -> Option<Tally> {
-        let mut bad = of.bad;
-        let same = |tally: &&Tally| tally.share.to_bits() == of.share.to_bits();
-        for tally in self.steps.iter().flat_map(|step| &step.tallies).filter(same) {
-            bad.stable -= tally.bad.stable;
-            bad.canary -= tally.bad.canary;
-        }
-        (bad.total() > 0).then_some(Tally { share: of.share, bad })
+        Self { plan: evidence.plan, bad, waiting: evidence.waiting, overdue: evidence.overdue }
     }
 }
 
@@ -272,8 +320,24 @@ impl TryFrom<Kept> for Evidence {
 
     fn try_from(kept: Kept) -> Result<Self, Unplanned> {
         let mut evidence = Self::new(kept.plan);
-        kept.bad.into_iter().try_for_each(|bad| evidence.add(bad))?;
-        evidence.overdue = kept.overdue;
+        for KeptBad { metric, process, step, share, bad } in kept.bad {
+            let trail = evidence.trails.get_mut(metric).and_then(|trails| trails.get_mut(process));
+            let trail = trail.ok_or(Unplanned { metric, process })?;
+            let of = match step {
+                Some(step) => trail.steps.get_mut(step),
+                None => Some(&mut trail.release),
+            };
+            if let Some(of) = of.filter(|_| is_compared(share)) {
+                of.add(share, evidence.plan.metrics()[metric].tolerated, bad);
+            }
+        }
+        for (_, units) in &kept.waiting {
+            let Bad { metric, process, .. } = *units;
+            if evidence.trails.get(metric).is_none_or(|trails| process >= trails.len()) {
+                return Err(Unplanned { metric, process });
+            }
+        }
+        (evidence.waiting, evidence.overdue) = (kept.waiting, kept.overdue);
         Ok(evidence)
     }
 }

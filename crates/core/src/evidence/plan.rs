@@ -1,10 +1,12 @@
 //! What is looked at, and how much each of it counts.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What the evidence for a release is made of. Fixed before the release begins.
+/// What the evidence for a release is made of, and how many steps compare the arms: one in which the canary has
+/// everything does not. Fixed before the release begins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked", into = "Unchecked")]
 pub struct Plan {
@@ -26,6 +28,9 @@ pub struct MetricPlan {
     pub margin: f64,
     /// Kinds of bad events that say the same: one for each threshold of a latency.
     pub processes: usize,
+    /// So long after it was told does something bad of the canary count: as long as the same thing may take in stable.
+    /// Nothing for what is told at the same age of a request in both.
+    pub patience: Duration,
 }
 
 /// Why there can be no such plan.
@@ -126,7 +131,7 @@ mod tests {
     use super::*;
 
     fn metric(weight: f64, tolerated: f64, margin: f64, processes: usize) -> MetricPlan {
-        MetricPlan { name: "ttft".to_owned(), weight, tolerated, margin, processes }
+        MetricPlan { name: "ttft".to_owned(), weight, tolerated, margin, processes, patience: Duration::ZERO }
     }
 
     #[test]

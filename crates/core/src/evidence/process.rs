@@ -38,10 +38,12 @@ impl Arms {
 }
 
 /// Bad units that were assigned while the canary had this share.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub(super) struct Tally {
     pub(super) share: f64,
     pub(super) bad: Arms,
+    /// What each changes.
+    logs: Logs,
 }
 
 /// Evidence from one kind of bad event.
@@ -61,12 +63,16 @@ pub struct Range {
 }
 
 impl Process {
-    pub(super) fn add(&mut self, share: f64, bad: Arms, steps: &Logs) {
-        match self.tallies.iter_mut().find(|tally| tally.share.to_bits() == share.to_bits()) {
-            Some(tally) => tally.bad.add(bad),
-            None => self.tallies.push(Tally { share, bad }),
-        }
-        for (log, change) in self.log.iter_mut().zip(steps.of(bad)) {
+    /// `share` is above 0 and below 1, and the tolerated ratio always the same.
+    pub(super) fn add(&mut self, share: f64, tolerated: f64, bad: Arms) {
+        let same = |tally: &Tally| tally.share.to_bits() == share.to_bits();
+        let at = self.tallies.iter().position(same).unwrap_or_else(|| {
+            self.tallies.push(Tally { share, bad: Arms::default(), logs: Logs::new(share, tolerated) });
+            self.tallies.len() - 1
+        });
+        let tally = &mut self.tallies[at];
+        tally.bad.add(bad);
+        for (log, change) in self.log.iter_mut().zip(tally.logs.of(bad)) {
             *log += change;
         }
     }
@@ -123,6 +129,7 @@ impl Process {
 }
 
 /// What a bad unit changes, for each of [`WORSE`].
+#[derive(Debug, Clone)]
 pub(super) struct Logs {
     /// Of either arm.
     any: [f64; WORSE.len()],
@@ -183,7 +190,7 @@ mod tests {
 
     fn process(share: f64, tolerated: f64, stable: u64, canary: u64) -> Process {
         let mut process = Process::default();
-        process.add(share, Arms { stable, canary }, &Logs::new(share, tolerated));
+        process.add(share, tolerated, Arms { stable, canary });
         process
     }
 

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -14,14 +16,15 @@ fn plan() -> Plan {
         tolerated: 1.0,
         margin: 1.5,
         processes,
+        patience: Duration::ZERO,
     };
     Plan::new(vec![metric("errors", 0.5, 1), metric("ttft", 0.25, 4), metric("total", 0.25, 4)], RAMP.len())
         .unwrap()
 }
 
 fn bad(step: usize, metric: usize, process: usize, canary: bool) -> Bad {
-    let bad = if canary { Arms { stable: 0, canary: 1 } } else { Arms { stable: 1, canary: 0 } };
-    Bad { step, metric, process, share: RAMP[step], bad }
+    let new = if canary { Arms { stable: 0, canary: 1 } } else { Arms { stable: 1, canary: 0 } };
+    Bad { step, metric, process, share: RAMP[step], new, again: Arms::default() }
 }
 
 /// How many of `runs` ever say that the canary is worse.
@@ -47,7 +50,7 @@ fn a_canary_that_is_the_same_is_rarely_sent_back_however_often_one_looks() {
                 let metric = rng.random_range(0..3);
                 let process = if metric == 0 { 0 } else { rng.random_range(0..4) };
                 let canary = rng.random::<f64>() < RAMP[step];
-                evidence.add(bad(step, metric, process, canary)).unwrap();
+                evidence.add(bad(step, metric, process, canary), 0).unwrap();
                 evidence.regressed(ALPHA).is_some()
             })
         })
@@ -75,7 +78,7 @@ fn a_shared_incident_during_the_ramp_is_not_the_canarys() {
                     if pooled {
                         exceeds(requests, failed)
                     } else {
-                        evidence.add(bad(step, 0, 0, canary)).unwrap();
+                        evidence.add(bad(step, 0, 0, canary), 0).unwrap();
                         evidence.regressed(ALPHA).is_some()
                     }
                 })
@@ -112,7 +115,7 @@ fn a_user_who_fails_again_and_again_is_one_unit() {
                     } else {
                         Arms { stable: burst, canary: 0 }
                     };
-                    evidence.add(Bad { bad: arms, ..bad(step, 0, 0, canary) }).unwrap();
+                    evidence.add(Bad { new: arms, ..bad(step, 0, 0, canary) }, 0).unwrap();
                     evidence.regressed(ALPHA).is_some()
                 })
             })
@@ -127,7 +130,7 @@ fn a_user_who_fails_again_and_again_is_one_unit() {
 fn a_dead_canary_is_found_at_once() {
     let mut evidence = Evidence::new(plan());
     let found = (1..).find(|_| {
-        evidence.add(bad(0, 0, 0, true)).unwrap();
+        evidence.add(bad(0, 0, 0, true), 0).unwrap();
         evidence.regressed(0.01).is_some()
     });
     assert!(found.is_some_and(|requests| requests <= 3), "{found:?}");
@@ -137,11 +140,11 @@ fn a_dead_canary_is_found_at_once() {
 #[test]
 fn a_fault_that_begins_with_a_step_is_not_drowned_by_what_was_good() {
     let mut evidence = Evidence::new(plan());
-    let good = Bad { bad: Arms { stable: 1_000, canary: 10 }, ..bad(0, 0, 0, true) };
-    evidence.add(good).unwrap();
+    let good = Bad { new: Arms { stable: 1_000, canary: 10 }, ..bad(0, 0, 0, true) };
+    evidence.add(good, 0).unwrap();
     let found = (1..).find(|_| {
         // One of ten requests is the canary's, and fails ten times as often.
-        evidence.add(Bad { bad: Arms { stable: 9, canary: 10 }, ..bad(1, 0, 0, true) }).unwrap();
+        evidence.add(Bad { new: Arms { stable: 9, canary: 10 }, ..bad(1, 0, 0, true) }, 0).unwrap();
         evidence.regressed(0.01).is_some()
     });
     assert!(found.is_some_and(|times| times <= 2), "{found:?}");
@@ -151,7 +154,7 @@ fn a_fault_that_begins_with_a_step_is_not_drowned_by_what_was_good() {
 fn requests_that_are_overdue_speak_for_the_canary_until_they_have_ended() {
     let mut evidence = Evidence::new(plan());
     for _ in 0..20 {
-        evidence.add(bad(1, 0, 0, true)).unwrap();
+        evidence.add(bad(1, 0, 0, true), 0).unwrap();
     }
     assert_eq!(evidence.regressed(0.01), Some(0));
     evidence.set_overdue(vec![Overdue { step: 1, metric: 0, share: 0.1, stable: 180 }]);
@@ -160,10 +163,49 @@ fn requests_that_are_overdue_speak_for_the_canary_until_they_have_ended() {
     assert_eq!(evidence.regressed(0.01), Some(0), "it did not");
 }
 
+/// Both arms fail, the canary at once and stable after its timeout.
+#[test]
+fn errors_of_the_canary_wait_for_those_of_stable() {
+    let metric = MetricPlan { patience: Duration::from_secs(10), ..plan().metrics()[0].clone() };
+    let mut evidence = Evidence::new(Plan::new(vec![metric], RAMP.len()).unwrap());
+    let each_second = |from: u64, to: u64, until: u64, evidence: &mut Evidence| {
+        (0..until).find(|second| {
+            let arms = |begin, stable, canary| {
+                if *second >= begin { Arms { stable, canary } } else { Arms::default() }
+            };
+            let now = second * 1000;
+            evidence.add(Bad { new: arms(from, 0, 2), ..bad(1, 0, 0, true) }, now).unwrap();
+            evidence.add(Bad { new: arms(to, 18, 0), ..bad(1, 0, 0, true) }, now).unwrap();
+            evidence.regressed(0.01).is_some()
+        })
+    };
+    assert_eq!(each_second(0, 10, 60, &mut evidence.clone()), None);
+    // A fault of the canary alone is found when the first have waited.
+    let found = each_second(0, 1000, 60, &mut evidence);
+    assert!(found.is_some_and(|second| (10..=12).contains(&second)), "{found:?}");
+}
+
+/// Users stay in their arm: one that always fails, and happens to be the canary's, says so in each step.
+#[test]
+fn a_unit_tells_the_release_only_once() {
+    let mut evidence = Evidence::new(plan());
+    evidence.add(bad(0, 0, 0, true), 0).unwrap();
+    let first = evidence.metric(0).unwrap();
+    let one = Arms { stable: 0, canary: 1 };
+    evidence.add(Bad { new: Arms::default(), again: one, ..bad(1, 0, 0, true) }, 0).unwrap();
+    let second = evidence.metric(0).unwrap();
+    assert_eq!((first.bad, second.bad.clone()), (vec![one], vec![one]));
+    assert!(second.log_e > first.log_e, "the step has learnt something");
+    let mut twice = Evidence::new(plan());
+    twice.add(bad(0, 0, 0, true), 0).unwrap();
+    twice.add(bad(1, 0, 0, true), 0).unwrap();
+    assert!(twice.metric(0).unwrap().log_e > second.log_e);
+}
+
 #[test]
 fn the_combination_is_what_the_formula_says() {
     let mut evidence = Evidence::new(plan());
-    evidence.add(bad(1, 0, 0, true)).unwrap();
+    evidence.add(bad(1, 0, 0, true), 0).unwrap();
     let one = |ratio: f64| ratio / (0.1 * ratio + 0.9);
     let e = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0].map(one).iter().sum::<f64>() / 8.0;
     // The other two steps and the other two metrics count 1.
@@ -175,18 +217,18 @@ fn the_combination_is_what_the_formula_says() {
 #[test]
 fn after_the_last_step_only_the_release_learns() {
     let mut evidence = Evidence::new(plan());
-    let late = Bad { step: 7, metric: 0, process: 0, share: 0.2, bad: Arms { stable: 0, canary: 4 } };
-    evidence.add(late).unwrap();
-    assert_eq!(evidence.metric(0).unwrap().bad, [late.bad]);
+    let late = Bad { step: 7, share: 0.2, new: Arms { stable: 0, canary: 4 }, ..bad(0, 0, 0, true) };
+    evidence.add(late, 0).unwrap();
+    assert_eq!(evidence.metric(0).unwrap().bad, [late.new]);
     assert!(evidence.log_m() > 0.0);
 }
 
 #[test]
 fn what_is_not_planned_is_refused() {
     let mut evidence = Evidence::new(plan());
-    let error = evidence.add(bad(0, 1, 4, true)).unwrap_err();
+    let error = evidence.add(bad(0, 1, 4, true), 0).unwrap_err();
     assert_eq!(error.to_string(), "the plan has no metric `1` with a kind `4` of bad events");
-    assert!(evidence.add(bad(0, 3, 0, true)).is_err());
+    assert!(evidence.add(bad(0, 3, 0, true), 0).is_err());
     assert_eq!(evidence.metric(3), None);
 }
 
@@ -194,7 +236,7 @@ fn what_is_not_planned_is_refused() {
 fn nothing_can_be_learnt_where_nothing_is_split() {
     let mut evidence = Evidence::new(plan());
     for share in [0.0, 1.0] {
-        evidence.add(Bad { share, bad: Arms { stable: 5, canary: 5 }, ..bad(0, 0, 0, true) }).unwrap();
+        evidence.add(Bad { share, new: Arms { stable: 5, canary: 5 }, ..bad(0, 0, 0, true) }, 0).unwrap();
     }
     assert!(evidence.log_m().abs() < 1e-12);
 }
@@ -206,10 +248,13 @@ fn what_is_kept_is_all_there_is() {
     for _ in 0..500 {
         let step = rng.random_range(0..3);
         let unit = bad(step, rng.random_range(0..3), 0, rng.random::<f64>() < 0.3);
-        evidence.add(unit).unwrap();
+        evidence.add(unit, 0).unwrap();
     }
-    evidence.add(Bad { step: 4, share: 0.2, ..bad(2, 1, 3, true) }).unwrap();
-    evidence.add(Bad { step: 4, share: 0.5, ..bad(2, 1, 0, true) }).unwrap();
+    evidence.add(Bad { step: 4, share: 0.2, ..bad(2, 1, 3, true) }, 0).unwrap();
+    evidence.add(Bad { step: 4, share: 0.5, ..bad(2, 1, 0, true) }, 0).unwrap();
+    evidence
+        .add(Bad { new: Arms::default(), again: Arms { stable: 1, canary: 2 }, ..bad(2, 2, 0, true) }, 0)
+        .unwrap();
     evidence.set_overdue(vec![Overdue { step: 2, metric: 0, share: 0.5, stable: 3 }]);
     let text = serde_json::to_string(&evidence).unwrap();
     let back: Evidence = serde_json::from_str(&text).unwrap();

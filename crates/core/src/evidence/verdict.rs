@@ -136,6 +136,8 @@ fn odds(log_e: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::{Bad, MetricPlan, Plan};
     use super::*;
 
@@ -148,11 +150,13 @@ mod tests {
             tolerated: 1.0,
             margin: 1.5,
             processes: 1,
+            patience: Duration::ZERO,
         };
         let plan = Plan::new(vec![metric("errors"), metric("ttft")], 3).unwrap();
         let mut evidence = Evidence::new(plan);
         for (metric, bad) in [errors, slow].into_iter().enumerate() {
-            evidence.add(Bad { step: 1, metric, process: 0, share: 0.5, bad }).unwrap();
+            let again = Arms::default();
+            evidence.add(Bad { step: 1, metric, process: 0, share: 0.5, new: bad, again }, 0).unwrap();
         }
         evidence
     }
