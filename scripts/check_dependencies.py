@@ -13,6 +13,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "backstop-controller": {"backstop-core", "backstop-config", "backstop-store"},
     "backstop-gateway": {"backstop-core", "backstop-openai"},
     "backstop-engine-sim": {"backstop-openai"},
+    "backstop-lab": {"backstop-core"},
     "backstop-properties": {"backstop-config", "backstop-gateway", "backstop-openai"},
     "backstop": None,
     "backstop-bench": set(),

@@ -81,7 +81,7 @@ pub struct Bad {
     pub again: Arms,
 }
 
-/// Requests of stable that have been under way for longer than the canary's errors wait to be counted.
+/// Requests of stable of which nothing has come for longer than the canary's errors wait to be counted: they may fail yet.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Overdue {
     pub step: usize,
