@@ -6,7 +6,7 @@ use crate::node::{Content, Entry, Kind, Node, Scalar};
 use crate::problem::{Problem, alternatives, nearest, shown};
 use crate::schema::{Schema, Shape, is_required, properties};
 use crate::source::join;
-use crate::units::{self, KeyHash, Secret, Span, Unit};
+use crate::units::{self, KeyHash, NotifyUrl, Secret, Span, Unit};
 
 /// The tree as a JSON value, ready to become the types; `None` if anything is wrong, which is then among
 /// `problems`.
@@ -309,7 +309,8 @@ impl Checker<'_> {
 
     fn problem(&self, node: &Node, schema: &Value, path: &str, what: &str) -> Problem {
         // Where a hash belongs, the key itself may stand by mistake.
-        let secret = schema["format"] == Secret::FORMAT || schema["format"] == KeyHash::FORMAT;
+        let secret =
+            [Secret::FORMAT, KeyHash::FORMAT, NotifyUrl::FORMAT].iter().any(|it| schema["format"] == *it);
         let shown = if secret && !node.is_reference() { "***".to_owned() } else { node.shown() };
         Problem::new(self.file, node.at, path.to_owned(), format!("`{shown}` {what}"))
             .value(shown)

@@ -1,5 +1,6 @@
 //! Parts of HTTP that appear in a configuration: URLs, paths and headers.
 
+use std::fmt;
 use std::net::Ipv6Addr;
 
 use backstop_core::table::{DependencyCheck, Scheme, Target};
@@ -211,5 +212,40 @@ impl Unit for CheckUrl {
 impl Serialize for CheckUrl {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.written)
+    }
+}
+
+/// Where somebody is told of events. The path is often all there is of a secret, so only the host is shown.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct NotifyUrl {
+    pub(crate) target: Target,
+    /// With its query.
+    pub(crate) path: String,
+}
+
+unit!(NotifyUrl);
+
+impl Unit for NotifyUrl {
+    const FORMAT: &'static str = "notify-url";
+    const EXPECTED: &'static str = "an HTTP URL, such as `https://hooks.example/backstop`";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        const NOT: Complaint = Complaint::new("is not an HTTP URL", NotifyUrl::EXPECTED);
+        // The hint of other URLs is for those of model servers.
+        let (target, path) = split_url(text, NOT).map_err(|_| NOT)?;
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        Ok(Self { target, path })
+    }
+}
+
+impl fmt::Debug for NotifyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/***", self.target.url())
+    }
+}
+
+impl Serialize for NotifyUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{self:?}"))
     }
 }

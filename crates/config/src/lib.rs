@@ -15,6 +15,7 @@ mod env;
 mod http;
 mod intent;
 mod node;
+mod notify;
 mod order;
 mod problem;
 mod reference;
@@ -40,6 +41,7 @@ use backstop_core::table::{Digest, TableSpec};
 use serde_json::Value;
 
 pub use crate::intent::{EndpointIntent, Force, Intent, IntentError, Place, Standing};
+pub use crate::notify::{Form, Recipient, Topic};
 pub use crate::problem::{Problem, Problems};
 pub use crate::units::Store;
 
@@ -83,6 +85,11 @@ impl Config {
     /// Whether the control API asks for tokens.
     pub fn has_tokens(&self) -> bool {
         !self.document.admin.tokens.is_empty()
+    }
+
+    /// Who is told of what happens.
+    pub fn notify(&self) -> Vec<Recipient> {
+        self.document.notify.iter().filter_map(notify::recipient).collect()
     }
 
     pub fn store(&self) -> &Store {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use backstop_core::table::Digest;
 use serde::{Serialize, Serializer};
 
+pub(crate) use crate::http::NotifyUrl;
 use crate::http::{CheckUrl, HeaderName, HeaderText, HttpPath, HttpUrl};
 use crate::shaping::{Param, RequestHeader};
 use crate::targeting::{CookieName, CookieText, Network, Sticky, User};
@@ -66,6 +67,7 @@ pub(crate) fn check_format(format: &str, text: &str) -> Result<(), Complaint> {
         KeyHash::FORMAT => check::<KeyHash>(text),
         CheckUrl::FORMAT => check::<CheckUrl>(text),
         HttpUrl::FORMAT => check::<HttpUrl>(text),
+        NotifyUrl::FORMAT => check::<NotifyUrl>(text),
         HttpPath::FORMAT => check::<HttpPath>(text),
         Name::FORMAT => check::<Name>(text),
         Store::FORMAT => check::<Store>(text),
@@ -96,6 +98,7 @@ pub(crate) fn expected(format: &str) -> Option<&'static str> {
         KeyHash::FORMAT => KeyHash::EXPECTED,
         CheckUrl::FORMAT => CheckUrl::EXPECTED,
         HttpUrl::FORMAT => HttpUrl::EXPECTED,
+        NotifyUrl::FORMAT => NotifyUrl::EXPECTED,
         HttpPath::FORMAT => HttpPath::EXPECTED,
         Name::FORMAT => Name::EXPECTED,
         Store::FORMAT => Store::EXPECTED,

@@ -3,6 +3,7 @@
 //! Works on the tree, not on the types, so that it sees whatever parts of a faulty file are sound. What is
 //! not as the schema wants it is passed over here: the checker has reported it.
 
+mod notify;
 mod targeting;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
     validator.addresses(root);
     validator.admin(root);
     validator.keys(root);
+    validator.notify(root);
     let mut names = HashMap::new();
     let mut models = HashMap::new();
     for (index, service) in items(root, "services").iter().enumerate() {

@@ -87,11 +87,13 @@ async fn says_what_is_wrong() {
     .unwrap();
     check(&["check", "-c", "memory.yaml"], "error: the store is `memory:`");
 
-    let path = directory.0.join("kept/backstop.db");
-    drop(store(&directory).await);
-    damage(&path);
-    check(&["check"], "the store `./kept/backstop.db` is damaged: ");
-    let said = run(&directory, &["check", "--json"]);
+    let _store = store(&directory).await;
+    // All in one file, without a log that would still have what is damaged in it.
+    assert_eq!(run(&directory, &["backup", "--to", "copy.db"]).code, Some(0));
+    damage(&directory.0.join("copy.db"));
+    std::fs::write(directory.0.join("copy.yaml"), CONFIG.replace("./kept/backstop.db", "./copy.db")).unwrap();
+    check(&["check", "-c", "copy.yaml"], "the store `./copy.db` is damaged: ");
+    let said = run(&directory, &["check", "-c", "copy.yaml", "--json"]);
     let found: Value = serde_json::from_str(&said.out).unwrap();
     assert_eq!((said.code, &found["ok"], &found["history"]), (Some(1), &json!(false), &Value::Null));
     assert!(found["error"].as_str().unwrap().contains("damaged"), "{found}");

@@ -2,6 +2,7 @@
 
 mod access;
 mod intent;
+mod notify;
 mod overload;
 mod reading;
 mod release;
@@ -33,6 +34,8 @@ const SECRET: &str = "s3cr3t-value";
 fn env(name: &str) -> Option<String> {
     let value = match name {
         "UPSTREAM_KEY" | "SECRET" | "BACKSTOP_ADMIN_TOKEN" => SECRET,
+        "HOOK_SECRET" | "HOOK_TOKEN" => SECRET,
+        "SLACK_URL" => "https://slack.example/T0/B0/s3cr3t-value",
         "GRAFANA_TOKEN" => "another",
         "PORT" => "8000",
         "WEIGHT" => "2.5",

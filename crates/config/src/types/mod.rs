@@ -4,6 +4,7 @@
 //! types: doc comments are the text of the reference, `range`, `length` and `x-…` are the limits.
 
 mod health;
+mod notify;
 mod release;
 mod request;
 mod service;
@@ -16,6 +17,7 @@ use crate::order::ordered;
 use crate::units::{DnsServer, KeyHash, Listen, Name, Percent, Secret, Span, Store};
 
 pub(crate) use health::*;
+pub(crate) use notify::*;
 pub(crate) use release::*;
 pub(crate) use request::*;
 pub(crate) use service::*;
@@ -49,8 +51,11 @@ pub(crate) struct Document {
     /// When readiness fails for want of memory or processor time.
     #[serde(default)]
     pub(crate) readiness: Readiness,
-    /// Where releases and their history will be kept: `sqlite:PATH` or `memory:` (write it in quotes, because of the
-    /// colon at its end). This release does not use it; run-time changes of endpoints are in `state_dir`.
+    /// Who is told of failovers and releases. What is to be sent is kept in `store` until it has been.
+    #[serde(default)]
+    pub(crate) notify: Vec<Notify>,
+    /// Where releases, their history and what is to be sent are kept: `sqlite:PATH` or `memory:` (write it in quotes,
+    /// because of the colon at its end). Run-time changes of endpoints are in `state_dir`.
     #[serde(default = "default_store")]
     pub(crate) store: Store,
     /// Directory for what is to outlast the process: the changes of endpoints made at run time (`intent.json`), and the

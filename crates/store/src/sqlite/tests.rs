@@ -6,6 +6,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::Sqlite;
+use crate::backend::Backend;
 use crate::tests::Directory;
 use crate::{Commit, CommitError, Key, Op, Revision, Store, StoreError};
 
@@ -69,12 +70,13 @@ async fn a_lock_of_another_process_is_an_error_after_a_while_and_passes() {
 async fn damage_is_found_at_the_start_and_named() {
     let directory = Directory::new();
     let path = directory.file("db");
-    let store = Store::open(&path).await.unwrap();
+    let mut sqlite = Sqlite::open(&path, PATIENCE).unwrap();
     for bytes in [100_000, 200_000, 50_000] {
-        store.commit(put(bytes)).await.unwrap();
+        sqlite.commit(&put(bytes)).unwrap();
     }
-    drop(store);
-    let whole = settled(&path);
+    // When it is closed all of the log is in the file.
+    drop(sqlite);
+    let whole = std::fs::read(&path).unwrap();
     // Pages within, the header of the second one, and the end.
     let page = 4096;
     let changes: [fn(&mut Vec<u8>, usize); 3] = [
@@ -110,12 +112,4 @@ async fn damage_is_noticed_while_it_serves() {
     let error = store.commit(put(1)).await.unwrap_err();
     assert!(matches!(error, CommitError::Store(StoreError::Damaged { .. })), "{error:?}");
     assert!(matches!(store.check().await, Err(StoreError::Damaged { .. })));
-}
-
-/// The bytes of the file when all of the log is in it.
-fn settled(path: &Path) -> Vec<u8> {
-    let connection = Connection::open(path).unwrap();
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
-    connection.close().unwrap();
-    std::fs::read(path).unwrap()
 }
