@@ -104,7 +104,7 @@ impl Config {
     /// What is configured of releases of the service of this name.
     pub fn release(&self, service: &str) -> Option<Settings> {
         let found = self.document.services.iter().find(|found| found.name.0 == service);
-        found.map(|service| release::settings(&service.release))
+        found.map(release::settings)
     }
 
     /// What the file calls the stable version of a service: its first one, if it does not say.

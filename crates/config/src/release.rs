@@ -7,7 +7,8 @@ use backstop_core::rollout::{
 use crate::types;
 use crate::units::Percent;
 
-pub(crate) fn settings(release: &types::Release) -> Settings {
+pub(crate) fn settings(service: &types::Service) -> Settings {
+    let release = &service.release;
     Settings {
         kind: match release.mode {
             types::ReleaseMode::Canary => Kind::Canary,
@@ -15,6 +16,7 @@ pub(crate) fn settings(release: &types::Release) -> Settings {
         },
         plan: plan(release),
         warmup: release.warmup.0,
+        patience: service.timeouts.first_token.0,
         guardrails: release
             .guardrails
             .iter()

@@ -57,6 +57,9 @@ pub struct ArmReport {
     /// Of them, those whose first attempt has come to an end of its own: neither had the client left, nor an operator taken
     /// the endpoint out.
     pub ended: u64,
+    /// Those under way whose first attempt has brought nothing for longer than
+    /// [`TrialSpec::patience`](crate::table::TrialSpec::patience): they may fail yet.
+    pub silent: u64,
     /// Distinct units in a sample that is taken alike from both arms by the units' hashes.
     pub units: u64,
     pub bad: Vec<BadCount>,

@@ -440,6 +440,8 @@ pub struct TrialSpec {
     pub step: u32,
     /// An answer that takes longer is a bad event.
     pub limits: Vec<LatencyLimit>,
+    /// Requests of which nothing has come for longer are told to be silent.
+    pub patience: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

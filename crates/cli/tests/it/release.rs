@@ -34,7 +34,7 @@ fn config(sims: &[&Sim], release: &str) -> String {
     format!(
         "listen: 127.0.0.1:0\nadmin: {{ listen: 127.0.0.1:0 }}\nstore: sqlite:./backstop.db\nservices:\n  - name: chat\n    \
          versions:\n{versions}    rules: [{{ match: {{ header: {{ x-version: v2 }} }}, version: v2 }}]\n    \
-         health: {{ interval: 100ms, down: 2, slow_start: 0s }}\n{release}"
+         health: {{ interval: 100ms, down: 2, slow_start: 0s }}\n    timeouts: {{ first_token: 1s }}\n{release}"
     )
 }
 

@@ -95,6 +95,7 @@ impl Kept {
             epoch: release.epoch,
             step: exposure.step,
             limits: self.analysis.limits().to_vec(),
+            patience: self.analysis.patience(),
         });
         if let Some(cause) = &release.cause
             && *cause != Cause::Expired

@@ -111,7 +111,7 @@ impl Releases {
         let (step, since) = (release.exposure().step, release.since);
         let plane = self.control.data_plane();
         if let Some(report) = plane.trial_report(&service).filter(|it| it.release == release.id) {
-            running.kept.analysis.take(&report, step, now.saturating_sub(since));
+            running.kept.analysis.take(&report, now, step, now.saturating_sub(since));
         }
         if let Some(usual) = plane.latencies(&service, &release.stable)
             && running.kept.analysis.set_limits(&usual)

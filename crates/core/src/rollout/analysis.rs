@@ -7,8 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::{Guardrail, Settings, Trigger};
 use super::{Observed, Severity};
-use crate::evidence::{Arms, Assigned, Bad, Evidence, Judgement, MetricPlan, Plan, PlanError, Rules};
-use crate::report::{ArmReport, BadEvent, EpochReport, Latencies, Quantiles, TrialReport, share_of_kept};
+use crate::evidence::{
+    Arms, Assigned, Bad, Evidence, Judgement, MetricPlan, Overdue, Plan, PlanError, Rules,
+};
+use crate::report::{
+    ArmReport, BadCount, BadEvent, EpochReport, Latencies, Quantiles, TrialReport, share_of_kept,
+};
 use crate::table::{LatencyLimit, LatencyMetric};
 
 /// Quantiles of stable's times that become limits.
@@ -17,6 +21,8 @@ const LIMITS: usize = 4;
 const ENOUGH_TIMED: u64 = 100;
 /// The version can't serve for so long before that counts: a probe may come back.
 const DOWN_FOR: u64 = 3_000;
+/// Bad units of one kind that are kept apart, of all steps together.
+const MOST_UNITS: usize = 2048;
 /// How often a version may go down and come back within [`CRASHES_WITHIN`].
 const MOST_CRASHES: usize = 3;
 const CRASHES_WITHIN: u64 = 600_000;
@@ -32,13 +38,14 @@ pub struct Analysis {
     triggers: Vec<Trigger>,
     alpha: f64,
     warmup: u64,
+    patience: Duration,
     evidence: Evidence,
     /// By metric, [`LIMITS`] each; empty until stable's times are known.
     limits: Vec<LatencyLimit>,
     /// What each process of a gateway has counted, by boot and epoch.
     counted: BTreeMap<u64, BTreeMap<u32, Counted>>,
-    /// Bad units of a step, which count once.
-    seen: BTreeMap<u32, Vec<Seen>>,
+    /// Bad units, which count once in a step, and once in the release.
+    seen: Vec<Seen>,
     /// When each trigger was set off last.
     fired: BTreeMap<usize, u64>,
     /// When the canary went down.
@@ -85,9 +92,11 @@ pub struct Both {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Seen {
     event: BadEvent,
-    units: BTreeSet<u64>,
-    /// There were too many; nothing of the step counts any more, of either arm.
-    full: bool,
+    /// The last step in which each of them was.
+    #[serde(with = "units")]
+    units: BTreeMap<u64, u32>,
+    /// A step in which there were too many: nothing of it counts any more, of either arm.
+    full: Option<u32>,
 }
 
 /// How the endpoints stand.
@@ -111,6 +120,8 @@ impl Analysis {
                 tolerated,
                 margin: tolerated * 1.5,
                 processes: if is_rate { 1 } else { LIMITS },
+                // Times are told at the same age of a request in both arms.
+                patience: if is_rate { settings.patience } else { Duration::ZERO },
             }
         });
         let plan = Plan::new(metrics.collect(), settings.plan.steps.len())?;
@@ -119,10 +130,11 @@ impl Analysis {
             triggers: settings.triggers.clone(),
             alpha: settings.plan.alpha,
             warmup: millis(settings.warmup),
+            patience: settings.patience,
             evidence: Evidence::new(plan),
             limits: Vec::new(),
             counted: BTreeMap::new(),
-            seen: BTreeMap::new(),
+            seen: Vec::new(),
             fired: BTreeMap::new(),
             crashes: VecDeque::new(),
             down_since: None,
@@ -163,49 +175,70 @@ impl Analysis {
         &self.limits
     }
 
-    /// Takes in what a gateway has counted. `age` is how long the present step has lasted, in milliseconds.
-    pub fn take(&mut self, report: &TrialReport, step: u32, age: u64) {
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Takes in what a gateway has counted, `now` in milliseconds of the release's time. `age` is how long the present step
+    /// has lasted.
+    pub fn take(&mut self, report: &TrialReport, now: u64, step: u32, age: u64) {
         let counted = self.counted.entry(report.boot).or_default();
         for epoch in &report.epochs {
             let EpochReport { step, share, .. } = *epoch;
-            let now = Counted { step, share, stable: counts(&epoch.stable), canary: counts(&epoch.canary) };
-            counted.insert(epoch.epoch, now);
+            let sum = Counted { step, share, stable: counts(&epoch.stable), canary: counts(&epoch.canary) };
+            counted.insert(epoch.epoch, sum);
         }
         let is_warm = age >= self.warmup;
         for epoch in &report.epochs {
             for event in events_of(epoch) {
                 let counts = is_warm || epoch.step != step || !matches!(event, BadEvent::Slow(_));
-                self.take_units(epoch, event, counts);
+                self.take_units(epoch, event, counts, now);
             }
         }
-        // Late news of the step before is possible; older ones are of requests that have been given up.
-        self.seen.retain(|seen, _| *seen + 1 >= step);
+        self.evidence.advance(now);
+        self.evidence.set_overdue(self.overdue(report));
     }
 
-    fn take_units(&mut self, epoch: &EpochReport, event: BadEvent, counts: bool) {
-        let seen = self.seen.entry(epoch.step).or_default();
+    /// Requests of stable that may fail yet as those of the canary have.
+    fn overdue(&self, report: &TrialReport) -> Vec<Overdue> {
+        let rates = self.guardrails.iter().enumerate().filter(|(_, it)| it.metric.event().is_some());
+        let of = |(metric, _)| {
+            report.epochs.iter().filter(|epoch| epoch.stable.silent > 0).map(move |epoch| Overdue {
+                step: usize::try_from(epoch.step).unwrap_or(usize::MAX),
+                metric,
+                share: epoch.share,
+                stable: epoch.stable.silent,
+            })
+        };
+        rates.flat_map(of).collect()
+    }
+
+    fn take_units(&mut self, epoch: &EpochReport, event: BadEvent, counts: bool, now: u64) {
+        let seen = &mut self.seen;
         let index = seen.iter().position(|seen| seen.event == event).unwrap_or_else(|| {
-            seen.push(Seen { event, units: BTreeSet::new(), full: false });
+            seen.push(Seen { event, units: BTreeMap::new(), full: None });
             seen.len() - 1
         });
         let seen = &mut seen[index];
         let of = |arm: &ArmReport| arm.bad.iter().find(|bad| bad.event == event).cloned();
         let (stable, canary) = (of(&epoch.stable), of(&epoch.canary));
-        seen.full |= [&stable, &canary].into_iter().flatten().any(|bad| bad.overflow);
-        if seen.full {
+        if [&stable, &canary].into_iter().flatten().any(|bad| bad.overflow) {
+            seen.full = seen.full.max(Some(epoch.step));
+        }
+        if seen.full.is_some_and(|full| epoch.step <= full) {
             return;
         }
-        let mut new = |bad: Option<crate::report::BadCount>| {
-            let units = bad.map(|bad| bad.units).unwrap_or_default();
-            units.into_iter().filter(|unit| seen.units.insert(*unit)).count() as u64
-        };
-        let bad = Arms { stable: new(stable), canary: new(canary) };
+        let units = |bad: Option<BadCount>| bad.map(|bad| bad.units).unwrap_or_default();
+        let (stable, canary) = (seen.add(units(stable), epoch.step), seen.add(units(canary), epoch.step));
+        let new = Arms { stable: stable.0, canary: canary.0 };
+        let again = Arms { stable: stable.1, canary: canary.1 };
+        seen.make_room(epoch.step);
         let Some((metric, process)) = self.process(event).filter(|_| counts) else { return };
         let step = usize::try_from(epoch.step).unwrap_or(usize::MAX);
         let is_slow = matches!(event, BadEvent::Slow(_));
         let share = if is_slow { share_of_kept(epoch.share) } else { epoch.share };
         // Metric and process are of the plan.
-        let _ = self.evidence.add(Bad { step, metric, process, share, bad });
+        let _ = self.evidence.add(Bad { step, metric, process, share, new, again }, now);
     }
 
     /// The place of an event in the evidence.
@@ -256,6 +289,7 @@ impl Analysis {
         while self.past.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= longest) {
             self.past.pop_front();
         }
+        self.evidence.advance(now);
         let judgement = self.judge(step, 0);
         let regressed = judgement.regressed.and_then(|metric| self.guardrails.get(metric));
         let regressed = regressed.map(|guardrail| guardrail.metric.name().to_owned());
@@ -276,8 +310,7 @@ impl Analysis {
     }
 
     fn is_full(&self, step: u32, event: BadEvent) -> bool {
-        let seen = self.seen.get(&step).into_iter().flatten();
-        seen.filter(|seen| seen.event == event).any(|seen| seen.full)
+        self.seen.iter().any(|seen| seen.event == event && seen.full == Some(step))
     }
 
     fn pull_triggers(&mut self, now: u64, observed: &mut Observed) {
@@ -342,6 +375,64 @@ impl Analysis {
         let before = share(all.bad[0] - now.bad[0], all.ended - now.ended);
         let (factor, more) = RECOVERED;
         Some(is_up && share(now.bad[0], now.ended) <= (before * factor).max(before + more))
+    }
+}
+
+impl Seen {
+    /// How many of `units` were never seen before, and how many in earlier steps only.
+    fn add(&mut self, units: Vec<u64>, step: u32) -> (u64, u64) {
+        let (mut new, mut again) = (0, 0);
+        for unit in units {
+            match self.units.insert(unit, step) {
+                None => new += 1,
+                Some(before) if before < step => again += 1,
+                Some(before) => {
+                    self.units.insert(unit, before);
+                }
+            }
+        }
+        (new, again)
+    }
+
+    /// Forgets the units of early steps; if that is not enough, the step has too many.
+    fn make_room(&mut self, step: u32) {
+        if self.units.len() <= MOST_UNITS {
+            return;
+        }
+        self.units.retain(|_, last| *last >= step);
+        if self.units.len() > MOST_UNITS {
+            self.full = Some(step);
+            self.units.clear();
+        }
+    }
+}
+
+/// Units in few bytes: the steps, each with the hashes in hexadecimal digits.
+mod units {
+    use std::collections::BTreeMap;
+    use std::fmt::Write;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(units: &BTreeMap<u64, u32>, s: S) -> Result<S::Ok, S::Error> {
+        let mut steps: BTreeMap<u32, String> = BTreeMap::new();
+        for (unit, step) in units {
+            // Nothing fails to be written to a text.
+            let _ = write!(steps.entry(*step).or_default(), "{unit:016x}");
+        }
+        steps.serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<u64, u32>, D::Error> {
+        let mut units = BTreeMap::new();
+        for (step, text) in BTreeMap::<u32, String>::deserialize(d)? {
+            for digits in text.as_bytes().chunks(16) {
+                let digits = std::str::from_utf8(digits).map_err(D::Error::custom)?;
+                units.insert(u64::from_str_radix(digits, 16).map_err(D::Error::custom)?, step);
+            }
+        }
+        Ok(units)
     }
 }
 

@@ -7,6 +7,7 @@ use super::settings::{Comparison, Guardrail, Metric, Settings, Trigger};
 use super::{ALL, Kind, OnExpiry, Plan, Severity, Step, Way};
 use crate::report::{ArmReport, BadCount, BadEvent, EpochReport, Latencies, Quantiles, TrialReport};
 
+const NOW: u64 = 0;
 const UP: Readiness = Readiness { canary: true, stable: true };
 
 fn settings() -> Settings {
@@ -27,6 +28,7 @@ fn settings() -> Settings {
             verify: Duration::from_secs(60),
         },
         warmup: Duration::from_secs(60),
+        patience: Duration::ZERO,
         guardrails: vec![guardrail(Metric::ErrorRate), guardrail(Metric::Ttft), guardrail(Metric::Latency)],
         triggers: Vec::new(),
         window: None,
@@ -51,7 +53,7 @@ fn a_report_that_comes_again_changes_nothing() {
     let mut analysis = Analysis::new(&settings()).unwrap();
     let report = report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Error, 0..3)]));
     for _ in 0..10 {
-        analysis.take(&report, 0, 0);
+        analysis.take(&report, NOW, 0, 0);
     }
     assert_eq!(analysis.judge(0, 0).metrics[0].bad[0].canary, 3);
     assert_eq!(analysis.counts(Some(0)).canary.requests, 100);
@@ -62,29 +64,61 @@ fn a_report_that_comes_again_changes_nothing() {
 fn counts_of_a_process_that_began_anew_are_added() {
     let mut analysis = Analysis::new(&settings()).unwrap();
     let mut report = report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Error, 0..3)]));
-    analysis.take(&report, 0, 0);
+    analysis.take(&report, NOW, 0, 0);
     report.boot = 2;
-    analysis.take(&report, 0, 0);
+    analysis.take(&report, NOW, 0, 0);
     assert_eq!(analysis.counts(Some(0)).canary.requests, 200);
     assert_eq!(analysis.judge(0, 0).metrics[0].bad[0].canary, 3, "the same units count once in a step");
+    let before = analysis.judge(0, 0).metrics[0].log_e;
     report.epochs[0].step = 1;
     report.epochs[0].epoch = 2;
-    analysis.take(&report, 1, 0);
-    assert_eq!(analysis.judge(1, 0).metrics[0].bad[0].canary, 6, "and once more in the next");
+    analysis.take(&report, NOW, 1, 0);
+    let again = &analysis.judge(1, 0).metrics[0];
+    assert_eq!(again.bad[0].canary, 3, "and once in the release");
+    assert!(again.log_e > before, "but the next step has seen them too");
 }
 
 #[test]
 fn a_dead_canary_is_told_by_ten_requests() {
     let mut analysis = Analysis::new(&settings()).unwrap();
-    analysis.take(&report(1, 0, arm(90, vec![]), arm(10, vec![bad(BadEvent::Error, 0..10)])), 0, 0);
+    analysis.take(&report(1, 0, arm(90, vec![]), arm(10, vec![bad(BadEvent::Error, 0..10)])), NOW, 0, 0);
     assert_eq!(analysis.observe(0, 0, UP, true).regressed.as_deref(), Some("error_rate"));
+}
+
+#[test]
+fn errors_of_the_canary_wait_for_those_of_stable() {
+    let patient = Settings { patience: Duration::from_secs(5), ..settings() };
+    let dead = report(1, 0, arm(90, vec![]), arm(10, vec![bad(BadEvent::Error, 0..10)]));
+    let mut analysis = Analysis::new(&patient).unwrap();
+    analysis.take(&dead, NOW, 0, 0);
+    assert_eq!(analysis.observe(4_999, 0, UP, true).regressed, None);
+    assert_eq!(analysis.observe(5_000, 0, UP, true).regressed.as_deref(), Some("error_rate"));
+
+    // Stable's requests hang where the canary's fail at once.
+    let mut hanging = dead;
+    hanging.epochs[0].stable.silent = 90;
+    let mut analysis = Analysis::new(&patient).unwrap();
+    analysis.take(&hanging, NOW, 0, 0);
+    assert_eq!(analysis.observe(5_000, 0, UP, true).regressed, None);
+}
+
+#[test]
+fn many_bad_units_of_earlier_steps_are_forgotten() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    let of = |step, units| {
+        report(step + 1, step, arm(9_000, vec![]), arm(1_000, vec![bad(BadEvent::Rejected, units)]))
+    };
+    analysis.take(&of(0, 0..2_000), NOW, 0, 0);
+    analysis.take(&of(1, 2_000..4_000), NOW, 1, 0);
+    let text = serde_json::to_string(&analysis).unwrap();
+    assert!(text.len() < 50_000, "{} bytes", text.len());
 }
 
 #[test]
 fn what_both_arms_suffer_is_no_regression() {
     let mut analysis = Analysis::new(&settings()).unwrap();
     let (stable, canary) = (vec![bad(BadEvent::Error, 0..900)], vec![bad(BadEvent::Error, 1_000..1_100)]);
-    analysis.take(&report(1, 0, arm(900, stable), arm(100, canary)), 0, 0);
+    analysis.take(&report(1, 0, arm(900, stable), arm(100, canary)), NOW, 0, 0);
     assert_eq!(analysis.observe(0, 0, UP, true).regressed, None);
 }
 
@@ -101,11 +135,11 @@ fn latencies_count_after_the_warm_up_and_by_their_own_limits() {
     assert!(seconds[..4].iter().all(|limit| *limit > 1e9), "what is not measured is never exceeded");
 
     let slow = |units| report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Slow(4), units)]));
-    analysis.take(&slow(0..40), 0, 59_999);
+    analysis.take(&slow(0..40), NOW, 0, 59_999);
     assert_eq!(analysis.observe(0, 0, UP, true).regressed, None, "a cold engine is slow");
-    analysis.take(&slow(0..40), 0, 60_000);
+    analysis.take(&slow(0..40), NOW, 0, 60_000);
     assert_eq!(analysis.observe(0, 0, UP, true).regressed, None, "and its units have had their say");
-    analysis.take(&slow(40..80), 0, 60_000);
+    analysis.take(&slow(40..80), NOW, 0, 60_000);
     assert_eq!(analysis.observe(0, 0, UP, true).regressed.as_deref(), Some("latency"));
 }
 
@@ -114,7 +148,7 @@ fn with_too_many_bad_units_a_step_says_no_more() {
     let mut analysis = Analysis::new(&settings()).unwrap();
     let mut report = report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Error, 0..50)]));
     report.epochs[0].canary.bad[0].overflow = true;
-    analysis.take(&report, 0, 0);
+    analysis.take(&report, NOW, 0, 0);
     let observed = analysis.observe(0, 0, UP, true);
     assert_eq!((observed.regressed, observed.overflow), (None, true));
 }
@@ -122,7 +156,7 @@ fn with_too_many_bad_units_a_step_says_no_more() {
 #[test]
 fn a_split_that_is_not_as_it_should_be_is_told() {
     let mut analysis = Analysis::new(&settings()).unwrap();
-    analysis.take(&report(1, 0, arm(900, vec![]), arm(500, vec![bad(BadEvent::Error, 0..50)])), 0, 0);
+    analysis.take(&report(1, 0, arm(900, vec![]), arm(500, vec![bad(BadEvent::Error, 0..50)])), NOW, 0, 0);
     let observed = analysis.observe(0, 0, UP, true);
     assert_eq!((observed.imbalance, observed.regressed), (true, None));
 }
@@ -163,7 +197,7 @@ fn triggers_go_by_their_window_and_by_who_else_is_hit() {
                 BadCount { event: BadEvent::Error, requests: errors, units: vec![], overflow: false };
             arm(requests, vec![errors])
         };
-        analysis.take(&report(1, 0, arm_of(stable), arm_of(canary)), 0, 0);
+        analysis.take(&report(1, 0, arm_of(stable), arm_of(canary)), NOW, 0, 0);
         let observed = analysis.observe(second * 1_000, 0, UP, true);
         (observed.critical.is_some(), observed.stable_in_trouble)
     };
@@ -179,10 +213,10 @@ fn triggers_go_by_their_window_and_by_who_else_is_hit() {
 #[test]
 fn after_a_rollback_stable_has_to_be_as_well_as_before() {
     let mut analysis = Analysis::new(&settings()).unwrap();
-    analysis.take(&report(1, 0, arm(1_000, vec![bad(BadEvent::Error, 0..10)]), arm(100, vec![])), 0, 0);
+    analysis.take(&report(1, 0, arm(1_000, vec![bad(BadEvent::Error, 0..10)]), arm(100, vec![])), NOW, 0, 0);
     let after = |requests: u64, errors: u64, analysis: &mut Analysis| {
         let errors = bad(BadEvent::Error, 5_000..5_000 + errors);
-        analysis.take(&report(2, 5, arm(requests, vec![errors]), arm(0, vec![])), 5, 0);
+        analysis.take(&report(2, 5, arm(requests, vec![errors]), arm(0, vec![])), NOW, 5, 0);
         analysis.observe(0, 5, UP, true).recovered
     };
     assert_eq!(after(19, 0, &mut analysis), None);
@@ -196,12 +230,12 @@ fn after_a_rollback_stable_has_to_be_as_well_as_before() {
 fn it_comes_back_from_disk_as_it_was() {
     let mut analysis = Analysis::new(&settings()).unwrap();
     let events = vec![bad(BadEvent::Error, 0..3), bad(BadEvent::Slow(2), 7..9)];
-    analysis.take(&report(1, 0, arm(900, vec![]), arm(100, events)), 0, 0);
+    analysis.take(&report(1, 0, arm(900, vec![]), arm(100, events)), NOW, 0, 0);
     let text = serde_json::to_string(&analysis).unwrap();
     let mut again: Analysis = serde_json::from_str(&text).unwrap();
     assert_eq!(serde_json::to_string(&again).unwrap(), text);
     let all = report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Error, 0..9)]));
-    analysis.take(&all, 0, 0);
-    again.take(&all, 0, 0);
+    analysis.take(&all, NOW, 0, 0);
+    again.take(&all, NOW, 0, 0);
     assert_eq!(again.judge(0, 0), analysis.judge(0, 0));
 }

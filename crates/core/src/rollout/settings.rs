@@ -16,6 +16,8 @@ pub struct Settings {
     pub plan: Plan,
     /// Latencies of a step count only after this time: a cold engine is slow.
     pub warmup: Duration,
+    /// Errors of the canary count so long after they were told: as long as those of stable may take.
+    pub patience: Duration,
     /// At least one.
     pub guardrails: Vec<Guardrail>,
     pub triggers: Vec<Trigger>,

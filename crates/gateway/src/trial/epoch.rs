@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use backstop_core::assign::BUCKETS;
 use backstop_core::report::{ArmReport, BadCount, BadEvent, EpochReport, MOST_BAD_UNITS, Moments, is_kept};
@@ -24,6 +25,7 @@ pub(crate) struct Epoch {
     pub(super) number: u32,
     share: f64,
     pub(super) limits: Vec<LatencyLimit>,
+    pub(super) patience: Duration,
     pub(super) step: Arc<Step>,
     /// By [`Side`].
     sides: [Counts; 2],
@@ -92,6 +94,7 @@ impl Epoch {
             number: spec.epoch,
             share: f64::from(spec.buckets.min(BUCKETS)) / f64::from(BUCKETS),
             limits: spec.limits.iter().take(MOST_LIMITS).copied().collect(),
+            patience: spec.patience,
             step,
             sides: Default::default(),
             sample: Mutex::default(),
@@ -139,7 +142,8 @@ impl Epoch {
         &self.sides[side as usize]
     }
 
-    pub(super) fn report(&self) -> EpochReport {
+    /// `silent` are requests by [`Side`] of which nothing has come for too long.
+    pub(super) fn report(&self, silent: [u64; 2]) -> EpochReport {
         let units = {
             let sample = lock(&self.sample);
             [Side::Stable, Side::Canary].map(|side| sample.len(side as usize) as u64)
@@ -148,8 +152,8 @@ impl Epoch {
             epoch: self.number,
             step: self.step.number,
             share: self.share,
-            stable: self.of(Side::Stable).report(units[0]),
-            canary: self.of(Side::Canary).report(units[1]),
+            stable: ArmReport { silent: silent[0], ..self.of(Side::Stable).report(units[0]) },
+            canary: ArmReport { silent: silent[1], ..self.of(Side::Canary).report(units[1]) },
         }
     }
 }
@@ -167,7 +171,8 @@ impl Counts {
         });
         let bad = bad.collect();
         let Means { output_tokens, cost } = *lock(&self.means);
-        ArmReport { requests: self.requests.load(Relaxed), ended, units, bad, output_tokens, cost }
+        let requests = self.requests.load(Relaxed);
+        ArmReport { requests, ended, silent: 0, units, bad, output_tokens, cost }
     }
 }
 

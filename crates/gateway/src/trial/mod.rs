@@ -66,18 +66,26 @@ impl Trial {
 
     /// All that has been counted, after a look at the requests that have waited for too long by now.
     pub(crate) fn report(&self, now: Instant) -> TrialReport {
+        let mut silent: HashMap<u32, [u64; 2]> = HashMap::new();
         for shard in &self.waiting {
             // Not under the lock, which every request of the shard needs.
             let waiting: Vec<Arc<Waiting>> = lock(shard).values().cloned().collect();
             for request in waiting {
                 request.look(now);
+                if request.is_silent(now) {
+                    let (epoch, side) = request.place();
+                    silent.entry(epoch).or_insert([0; 2])[side as usize] += 1;
+                }
             }
         }
         let epochs = lock(&self.epochs).clone();
         TrialReport {
             release: self.release.to_string(),
             boot: self.boot,
-            epochs: epochs.iter().map(|epoch| epoch.report()).collect(),
+            epochs: epochs
+                .iter()
+                .map(|epoch| epoch.report(silent.get(&epoch.number).copied().unwrap_or_default()))
+                .collect(),
         }
     }
 

@@ -162,6 +162,17 @@ impl Drop for Subject {
 }
 
 impl Waiting {
+    /// Nothing has come for too long.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.started);
+        self.first_token.load(Relaxed) == 0 && elapsed > self.epoch.patience
+    }
+
+    /// Number of its epoch, and its side.
+    pub(super) fn place(&self) -> (u32, Side) {
+        (self.epoch.number, self.side)
+    }
+
     /// Counts the limits that are passed for sure by now.
     pub(super) fn look(&self, now: Instant) {
         let tokens = self.asked.most_tokens;

@@ -319,3 +319,18 @@ async fn recent_latencies_are_known_of_every_version() {
     assert!(v1.ttft.p50 <= v1.ttft.p99 && v1.ttft.p50 < v1.total.p50, "{v1:?}");
     assert_eq!((of("v2").total.count, of("v2").total.p99), (0, 0.0));
 }
+
+#[tokio::test]
+async fn requests_of_which_nothing_comes_are_told_before_they_fail() {
+    let world = world(|service| service.timeouts.first_token = ms(2_000)).await;
+    world.sims[1].set_fault(Fault::NoAnswer);
+    let asking = tokio::spawn({
+        let addr = world.addr;
+        async move { chat(addr, true).await }
+    });
+    until("it is silent", || canary(&world).silent == 1).await;
+    assert_eq!(bad(&canary(&world)), [], "it may answer yet");
+    assert_eq!(asking.await.unwrap().status, 200);
+    let after = canary(&world);
+    assert_eq!((after.silent, bad(&after)), (0, vec![(BadEvent::Error, 1)]));
+}

@@ -116,6 +116,7 @@ pub(crate) fn trial(buckets: u32) -> TrialSpec {
         epoch: 1,
         step: 1,
         limits: Vec::new(),
+        patience: ms(300),
     }
 }
 
