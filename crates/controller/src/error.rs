@@ -126,6 +126,11 @@ impl From<Failure> for ApiError {
             Failure::Refused(refusal) => return refusal.into(),
             Failure::UnknownService(_) => (StatusCode::NOT_FOUND, "unknown_service", ""),
             Failure::UnknownVersion { .. } => (StatusCode::NOT_FOUND, "unknown_version", ""),
+            Failure::UnknownRelease { .. } => (
+                StatusCode::NOT_FOUND,
+                "unknown_release",
+                "`backstop release list` shows those that there are",
+            ),
             Failure::NoRelease(_) => {
                 (StatusCode::NOT_FOUND, "no_release", "`backstop release start` begins one")
             }

@@ -133,6 +133,13 @@ impl Admin {
         })
     }
 
+    /// An answer that is no JSON.
+    pub(crate) fn text(&self, call: Call<'_>) -> anyhow::Result<String> {
+        let mut response = self.send(call, Some(TIMEOUT))?;
+        let text = response.body_mut().with_config().limit(MOST_BYTES).read_to_string();
+        text.map_err(|error| self.unreachable(&error))
+    }
+
     /// The lines of an answer that may go on for ever.
     pub(crate) fn lines(&self, call: Call<'_>) -> anyhow::Result<impl BufRead + use<>> {
         let response = self.send(call, None)?;

@@ -170,6 +170,18 @@ async fn a_bad_version_is_sent_back_and_nobody_notices() {
     load.none_lost();
     assert_eq!(served(&backstop).await, ("v1".to_owned(), "v1".to_owned()));
 
+    let account = backstop.order(&["release", "report", "chat"]);
+    for part in ["# chat: v1 → v2", "v2 was sent back", "| error_rate |", "## What happened", "goes back"] {
+        assert!(account.contains(part), "no `{part}` in\n{account}");
+    }
+    let chart = backstop.order(&["release", "report", "chat", "--format", "svg"]);
+    assert!(chart.starts_with("<svg") && chart.contains("Share of v2"), "{chart}");
+    let json: Value =
+        serde_json::from_str(&backstop.order(&["release", "report", "chat", "--json"])).unwrap();
+    assert_eq!(json["id"], status["id"]);
+    let unknown = backstop.ask(&["release", "report", "chat", "--release", "r9"], "");
+    assert!(unknown.err.contains("service `chat` has no release `r9`"), "{}", unknown.err);
+
     let refused = backstop.ask(&["release", "start", "chat", "--to", "v2"], "");
     assert_eq!(refused.code, Some(1));
     assert!(

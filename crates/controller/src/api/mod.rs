@@ -90,6 +90,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(releases::command))
         .routes(routes!(releases::rollback))
         .routes(routes!(releases::history))
+        .routes(routes!(releases::report))
         .routes(routes!(events::follow))
         .routes(routes!(config::show))
         .routes(routes!(config::reload))

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use backstop_core::rollout::{Command, Way};
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use super::Api;
 use crate::change::Actor;
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{JsonBody, Params, PathName, PathNames};
-use crate::releases::{ReleaseView, Releases, Summary, Wanted};
+use crate::releases::{ReleaseView, Releases, Summary, Wanted, chart, markdown};
 
 impl Api {
     /// The releases, once the store is open.
@@ -70,6 +71,55 @@ pub(super) async fn last(
     let last = api.releases()?.last(&service);
     let last = last.ok_or_else(|| ApiError::from(crate::releases::Failure::NoRelease(service)))?;
     Ok(Json(ReleaseView::of(&last)))
+}
+
+/// Which account.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Account {
+    /// Of this release; the last one if not given.
+    release: Option<String>,
+    #[serde(default)]
+    format: Format,
+}
+
+#[derive(Default, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Format {
+    #[default]
+    Markdown,
+    /// All that is known, as `GET …/release` shows it.
+    Json,
+    /// A chart of share and evidence.
+    Svg,
+}
+
+/// Account of a release
+///
+/// What happened, why, and by which evidence: the post-mortem of one that was sent back.
+#[utoipa::path(
+    get,
+    path = "/api/v1/services/{service}/report",
+    params(Account),
+    responses(
+        (status = OK, description = "As `format` says", body = String, content_type = "text/markdown"),
+        (status = NOT_FOUND, body = ErrorBody),
+    )
+)]
+pub(super) async fn report(
+    State(api): State<Api>,
+    PathName(service): PathName,
+    Params(Account { release, format }): Params<Account>,
+) -> Result<impl IntoResponse, ApiError> {
+    api.knows(&service)?;
+    let kept = api.releases()?.find(&service, release.as_deref()).await?;
+    let (kind, text) = match format {
+        Format::Markdown => ("text/markdown; charset=utf-8", markdown(&kept)),
+        Format::Json => return Ok(Json(ReleaseView::of(&kept)).into_response()),
+        Format::Svg => ("image/svg+xml", chart(&kept).map_err(|_| ApiError::internal())?),
+    };
+    Ok(([(CONTENT_TYPE, kind)], text).into_response())
 }
 
 /// A version to release.
@@ -183,7 +233,7 @@ pub(super) async fn rollback(
     let Some(releases) = api.releases.get() else {
         let control = Arc::clone(&api.control);
         crate::releases::send_back_without_store(&control, &actor, &service, &reason)?;
-        return Ok(StatusCode::ACCEPTED.into_response());
+        return Ok((StatusCode::ACCEPTED, Json(Value::Null)).into_response());
     };
     let way = if gradual { Way::Gradual } else { Way::Instant };
     let kept = releases.roll_back(actor, &service, to.as_deref(), way, &reason).await?;

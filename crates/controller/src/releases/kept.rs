@@ -13,7 +13,10 @@ use serde_json::Value;
 use crate::routes::{Route, Veto};
 
 /// The most moments of a release that are told one by one; the first ones and the last ones are.
-const MOST_MOMENTS: usize = 400;
+const MOST_MOMENTS: usize = 100;
+
+/// Points of the chart that are kept.
+const MOST_SAMPLES: usize = 256;
 
 /// All that is known of a release.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -33,6 +36,17 @@ pub(crate) struct Kept {
     /// How long stable's answers took before.
     pub(crate) baseline: Option<Latencies>,
     pub(crate) timeline: Vec<Moment>,
+    /// How it went, for a chart.
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// A point of the chart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    /// Milliseconds of the release's time.
+    pub(crate) at: u64,
+    pub(crate) share: f64,
+    pub(crate) log_m: f64,
 }
 
 /// Something that happened to a release.
@@ -45,7 +59,8 @@ pub(crate) struct Moment {
     pub(crate) share: f64,
     pub(crate) severity: Severity,
     pub(crate) text: String,
-    /// What was known at that moment: a [`Judgement`], whose numbers may be infinite, so that it is not read again.
+    /// What was known at that moment, if it matters: a [`Judgement`], whose numbers may be infinite, so that it is not
+    /// read again.
     pub(crate) evidence: Value,
 }
 
@@ -69,13 +84,39 @@ impl Kept {
     }
 
     pub(crate) fn tell(&mut self, at: u64, severity: Severity, text: String) {
-        let known = (self.release.phase != Phase::Waiting).then(|| self.judgement());
+        let known = (severity > Severity::Info).then(|| self.judgement());
         let evidence = serde_json::to_value(known).unwrap_or_default();
         let moment = Moment { at, phase: self.release.phase, share: self.share(), severity, text, evidence };
         if self.timeline.len() >= MOST_MOMENTS {
             self.timeline.remove(MOST_MOMENTS / 2);
         }
         self.timeline.push(moment);
+    }
+
+    /// Remembers how it stands now.
+    pub(crate) fn sample(&mut self) {
+        let at = self.release.now;
+        // Halved again and again, so that all of a long release is there.
+        if self.samples.len() >= MOST_SAMPLES {
+            let mut odd = false;
+            self.samples.retain(|_| {
+                odd = !odd;
+                odd
+            });
+        }
+        let pause = at / MOST_SAMPLES as u64;
+        let share = self.share();
+        let is_news = |last: &Sample| last.share.to_bits() != share.to_bits() || at - last.at >= pause;
+        if self.samples.last().is_none_or(is_news) {
+            self.samples.push(Sample { at, share, log_m: self.judgement().log_m });
+        }
+    }
+
+    /// How long after the canary got its first share it was sent back, in milliseconds.
+    pub(crate) fn noticed_after(&self) -> Option<u64> {
+        let began = self.timeline.iter().find(|moment| moment.share > 0.0)?.at;
+        let back = self.timeline.iter().find(|moment| moment.phase.is_back())?.at;
+        Some(back.saturating_sub(began))
     }
 
     /// The route that follows from the release, given the one before it.

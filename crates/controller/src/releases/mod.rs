@@ -6,6 +6,7 @@
 //! away even while the store can't be reached.
 
 mod kept;
+mod report;
 mod start;
 mod view;
 
@@ -26,6 +27,7 @@ use crate::change::{Actor, Refusal};
 use crate::control::{Control, Deed, Order, unix_millis};
 use crate::routes::Veto;
 pub(crate) use kept::Kept;
+pub(crate) use report::{chart, markdown};
 pub(crate) use start::Wanted;
 pub(crate) use view::{ReleaseView, Summary};
 
@@ -160,6 +162,7 @@ impl Releases {
         let before = running.kept.clone();
         let lowers = next.buckets() < before.release.buckets();
         running.kept.release = next;
+        running.kept.sample();
         let outstanding = running.outstanding.len();
         self.note(running, &effects, actor);
         let order = if lowers { Order::ServeFirst } else { Order::KeepFirst };
@@ -374,6 +377,18 @@ impl Releases {
         Ok(kept.filter_map(|(_, value)| serde_json::from_slice(&value.value).ok()).collect())
     }
 
+    /// A release of a service: the one with this id, or the last one.
+    pub(crate) async fn find(&self, service: &str, id: Option<&str>) -> Result<Arc<Kept>, Failure> {
+        let last = self.last(service).ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
+        let Some(id) = id.filter(|id| *id != last.release.id) else { return Ok(last) };
+        let unknown = || Failure::UnknownRelease { service: service.to_owned(), id: id.to_owned() };
+        let key = Key::new(&["ended", service, id]).map_err(|_| unknown())?;
+        let found = self.store.get(&key).await?.ok_or_else(unknown)?;
+        let kept =
+            serde_json::from_slice(&found.value).map_err(|error| Failure::Unkept(error.to_string()))?;
+        Ok(Arc::new(kept))
+    }
+
     /// Entries of the history of a service, the last one first.
     pub(crate) async fn history(
         &self,
@@ -431,6 +446,8 @@ pub(crate) enum Failure {
     UnknownService(String),
     #[error("service `{service}` has no version `{version}`; it has {known}")]
     UnknownVersion { service: String, version: String, known: String },
+    #[error("service `{service}` has no release `{id}`")]
+    UnknownRelease { service: String, id: String },
     #[error("service `{0}` has no release")]
     NoRelease(String),
     #[error("service `{service}` has a release under way: `{release}`, {phase}")]

@@ -205,6 +205,7 @@ fn new(
         ended_at: None,
         baseline: None,
         timeline: Vec::new(),
+        samples: Vec::new(),
     })
 }
 

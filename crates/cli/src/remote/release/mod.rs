@@ -40,6 +40,7 @@ enum Command {
     Rollback(Rollback),
     List(Of),
     History(History),
+    Report(Report),
 }
 
 /// Begin to release a version
@@ -117,6 +118,34 @@ struct History {
     remote: Remote,
 }
 
+/// Print the account of a release: what happened, why, and by which evidence
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  backstop release report chat > post-mortem.md
+  backstop release report chat --format svg > post-mortem.svg")]
+struct Report {
+    /// The service
+    #[arg(value_name = "SERVICE")]
+    service: String,
+    /// Id of the release [default: the last one]
+    #[arg(long, value_name = "ID")]
+    release: Option<String>,
+    /// Form of the account; `--json` is the same as `json`
+    #[arg(long, value_name = "FORMAT", default_value = "markdown")]
+    format: ReportFormat,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ReportFormat {
+    Markdown,
+    Json,
+    /// A chart of share and evidence
+    Svg,
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.command {
         Command::Start(args) => start(args),
@@ -130,6 +159,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Rollback(args) => rollback(args),
         Command::List(of) => list(of),
         Command::History(args) => history(args),
+        Command::Report(args) => report(args),
     }
 }
 
@@ -240,6 +270,25 @@ fn history(args: &History) -> anyhow::Result<ExitCode> {
     entries.reverse();
     for entry in &entries {
         println!("{}", view::entry(entry));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(args: &Report) -> anyhow::Result<ExitCode> {
+    let admin = args.remote.connect()?;
+    let path = path(&args.service, "report");
+    let format = match args.format {
+        _ if args.remote.json => "json",
+        ReportFormat::Markdown => "markdown",
+        ReportFormat::Json => "json",
+        ReportFormat::Svg => "svg",
+    };
+    let call = Call::get(&path).query("release", args.release.as_ref()).query("format", Some(format));
+    if format == "json" {
+        let account: Value = admin.json(call)?;
+        print_json(&account)?;
+    } else {
+        print!("{}", admin.text(call)?);
     }
     Ok(ExitCode::SUCCESS)
 }
