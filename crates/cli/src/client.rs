@@ -11,7 +11,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// How long a GET may take.
+/// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Sends one request on a connection of its own.
@@ -29,6 +29,21 @@ pub(crate) async fn send(
 /// Status and body of a GET.
 pub(crate) async fn get(addr: SocketAddr, path: &str) -> anyhow::Result<(u16, Bytes)> {
     let request = Request::get(path).header("host", addr.to_string()).body(Full::new(Bytes::new()))?;
+    answer(addr, request).await
+}
+
+/// Status and body of a POST.
+pub(crate) async fn post(
+    addr: SocketAddr,
+    path: &str,
+    body: &serde_json::Value,
+) -> anyhow::Result<(u16, Bytes)> {
+    let request =
+        Request::post(path).header("host", addr.to_string()).header("content-type", "application/json");
+    answer(addr, request.body(Full::new(Bytes::from(body.to_string())))?).await
+}
+
+async fn answer(addr: SocketAddr, request: Request<Full<Bytes>>) -> anyhow::Result<(u16, Bytes)> {
     let answered = async {
         let response = send(addr, request).await?;
         let status = response.status().as_u16();

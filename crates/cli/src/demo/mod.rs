@@ -1,9 +1,11 @@
-//! The story in half a minute: two replicas, a load, one replica killed and brought back.
+//! The story in less than a minute: two replicas, a load, one replica killed and brought back; a good version released, a
+//! worse one and a dead one sent back.
 //!
 //! Everything is real but the model: Backstop and the replicas are processes of their own, and the replica dies by
 //! `kill -9`.
 
 mod load;
+mod release;
 mod replica;
 mod view;
 
@@ -17,7 +19,8 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use load::{Counts, Load};
-use replica::{Backstop, EndpointView, Replica, Workspace};
+use release::Outcome;
+use replica::{Backstop, EndpointView, Manner, Replica, Workspace};
 use view::View;
 
 /// How long anything may take to happen before the demo gives up on it.
@@ -25,15 +28,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long each calm part lasts.
 const CALM: Duration = Duration::from_secs(3);
 
-/// Watch a replica being killed and nobody but Backstop noticing
+/// Watch a replica being killed, and versions being released, and no client noticing
 ///
-/// Starts two replicas of a model server, Backstop in front of them and clients that stream; then kills one replica
-/// with `kill -9`, shows the traffic moving to the other, brings it back and shows its return. Streams that were
-/// running on the killed replica end with a proper error event; no request fails before its first byte.
+/// Starts two replicas of a model server, Backstop in front of them and clients that stream. One replica is killed with
+/// `kill -9`: its streams go on at the other one; then it is brought back. A new version takes over step by step and is
+/// promoted; a version that fails now and then and is slower, and one that dies, are sent back by themselves.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// No live view: print one JSON line at the end. The exit code is not 0 if a request failed before its first
-    /// byte, a stream was cut without an error event, or the replica did not return
+    /// No live view: print one JSON line at the end. The exit code is not 0 if a request failed, a stream was cut
+    /// without an error event, the replica did not return, or a release did not end as it should
     #[arg(long)]
     headless: bool,
     /// The model server
@@ -42,12 +45,15 @@ pub(crate) struct Args {
     /// Command that starts a model server, with `{port}` where its port goes [default: the built-in simulator]
     #[arg(long, value_name = "COMMAND", required_if_eq("engine", "llama.cpp"))]
     server_command: Option<String>,
-    /// Clients that stream at the same time [default: 8, or 3 with a real engine]
+    /// Clients that stream at the same time [default: 24, or 3 with a real engine]
     #[arg(long, value_name = "N")]
     clients: Option<usize>,
     /// How often a replica is killed and brought back
     #[arg(long, value_name = "N", default_value = "1")]
     cycles: u32,
+    /// Leave the releases out
+    #[arg(long)]
+    no_releases: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -75,6 +81,34 @@ impl Engine {
     }
 }
 
+/// A version to release.
+struct Trial {
+    manner: Manner,
+    /// As soon as it gets traffic.
+    dies: bool,
+}
+
+impl Trial {
+    const GOOD: Self = Self { manner: Manner::Well, dies: false };
+    const WORSE: Self = Self { manner: Manner::Worse, dies: false };
+    const DIES: Self = Self { manner: Manner::Well, dies: true };
+
+    fn is_good(&self) -> bool {
+        self.manner == Manner::Well && !self.dies
+    }
+}
+
+impl Engine {
+    /// `v2`, `v3` and so on.
+    fn trials(self) -> &'static [Trial] {
+        match self {
+            Self::Sim => &[Trial::GOOD, Trial::WORSE, Trial::DIES],
+            // A real engine can't be asked to be worse.
+            Self::LlamaCpp => &[Trial::GOOD, Trial::DIES],
+        }
+    }
+}
+
 /// What a run came to.
 #[derive(Debug, Serialize)]
 struct Summary {
@@ -84,6 +118,9 @@ struct Summary {
     kills: u32,
     /// Every killed replica was noticed, came back and served again.
     recovered: bool,
+    releases: Vec<Outcome>,
+    /// Each release ended as it should.
+    as_expected: bool,
     /// From the last kill until Backstop called the replica unhealthy.
     noticed_ms: u128,
     /// From the last restart until Backstop called it healthy.
@@ -100,17 +137,22 @@ async fn tell(args: &Args) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::new()?;
     let mut view = View::new(args.headless, args.engine.title());
     view.note("starting two replicas and backstop");
-    let mut replicas = Vec::new();
-    for _ in 0..2 {
-        replicas.push(Replica::start(args.engine, args.server_command.as_deref(), &workspace)?);
+    let start = |manner| Replica::start(args.engine, args.server_command.as_deref(), manner, &workspace);
+    let mut replicas = [start(Manner::Well)?, start(Manner::Well)?];
+    let trials = if args.no_releases { &[] } else { args.engine.trials() };
+    let mut others = Vec::new();
+    for trial in trials {
+        others.push([start(trial.manner)?]);
     }
-    for replica in &replicas {
+    for replica in replicas.iter().chain(others.iter().flatten()) {
         wait_for(&format!("the replica at {}", replica.url()), || replica.is_up()).await?;
     }
-    let backstop = Backstop::start(args.engine, &replicas, &workspace)?;
+    let versions: Vec<&[Replica]> =
+        std::iter::once(&replicas[..]).chain(others.iter().map(|version| &version[..])).collect();
+    let backstop = Backstop::start(args.engine, &versions, &workspace)?;
     wait_for("backstop", || backstop.is_ready()).await.with_context(|| backstop.log_hint(&workspace))?;
 
-    let clients = args.clients.unwrap_or(if args.engine == Engine::Sim { 8 } else { 3 });
+    let clients = args.clients.unwrap_or(if args.engine == Engine::Sim { 24 } else { 3 });
     let load = Load::start(backstop.listen, clients);
     view.open(backstop.listen, clients);
     calm(&mut view, &backstop, &load).await;
@@ -128,8 +170,27 @@ async fn tell(args: &Args) -> anyhow::Result<ExitCode> {
             }
         }
     }
+    let mut releases = Vec::new();
+    let mut as_expected = recovered;
+    for (index, trial) in trials.iter().enumerate().filter(|_| recovered) {
+        let victim = others[index].first_mut().filter(|_| trial.dies);
+        match release::release(&mut view, &backstop, &load, &format!("v{}", index + 2), victim).await {
+            Ok(outcome) => {
+                as_expected &= if trial.is_good() { outcome.is_promoted() } else { outcome.is_back() };
+                releases.push(outcome);
+            }
+            Err(error) => {
+                view.note(&format!("{error:#}"));
+                as_expected = false;
+                break;
+            }
+        }
+        calm(&mut view, &backstop, &load).await;
+    }
     let counts = load.stop().await;
     let summary = Summary {
+        releases,
+        as_expected,
         engine: args.engine.name(),
         counts,
         kills: args.cycles,
@@ -139,7 +200,11 @@ async fn tell(args: &Args) -> anyhow::Result<ExitCode> {
         seconds: started.elapsed().as_secs_f64(),
     };
     backstop.stop().await;
-    let good = recovered && counts.answered > 0 && counts.failed == 0 && counts.truncated == 0;
+    let good = recovered
+        && summary.as_expected
+        && counts.answered > 0
+        && counts.failed == 0
+        && counts.truncated == 0;
     if args.headless {
         println!("{}", serde_json::to_string(&summary)?);
     } else {

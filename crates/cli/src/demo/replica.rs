@@ -10,6 +10,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use tokio::process::{Child, Command};
 
+use super::release::ReleaseView;
 use super::{Engine, free_port};
 use crate::client;
 
@@ -58,10 +59,11 @@ impl Replica {
     pub(super) fn start(
         engine: Engine,
         command: Option<&str>,
+        manner: Manner,
         workspace: &Workspace,
     ) -> anyhow::Result<Self> {
         let addr = free_port()?;
-        Ok(Self { engine, addr, process: spawn(addr, command, workspace)? })
+        Ok(Self { engine, addr, process: spawn(addr, command, manner, workspace)? })
     }
 
     pub(super) fn url(&self) -> String {
@@ -79,17 +81,34 @@ impl Replica {
     }
 
     pub(super) fn restart(&mut self, command: Option<&str>, workspace: &Workspace) -> anyhow::Result<()> {
-        self.process = spawn(self.addr, command, workspace)?;
+        self.process = spawn(self.addr, command, Manner::Well, workspace)?;
         Ok(())
     }
 }
 
-fn spawn(addr: SocketAddr, command: Option<&str>, workspace: &Workspace) -> anyhow::Result<Child> {
+/// How a replica works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    Well,
+    /// It fails now and then, and takes longer to begin; simulated only.
+    Worse,
+}
+
+fn spawn(
+    addr: SocketAddr,
+    command: Option<&str>,
+    manner: Manner,
+    workspace: &Workspace,
+) -> anyhow::Result<Child> {
     let mut process = match command {
         None => {
             let mut process = Command::new(std::env::current_exe()?);
             process.args(["engine-sim", "--listen", &addr.to_string(), "--model", "demo", "--tokens", "40"]);
-            process.args(["--ttft", "lognormal(60ms,0.4)", "--itl", "lognormal(20ms,0.3)"]);
+            let ttft = if manner == Manner::Well { "lognormal(60ms,0.4)" } else { "lognormal(130ms,0.4)" };
+            process.args(["--ttft", ttft, "--itl", "lognormal(20ms,0.3)"]);
+            if manner == Manner::Worse {
+                process.args(["--fault", "status=500;probability=0.03"]);
+            }
             process
         }
         Some(command) => {
@@ -105,6 +124,14 @@ fn spawn(addr: SocketAddr, command: Option<&str>, workspace: &Workspace) -> anyh
     process.stdin(Stdio::null()).stdout(workspace.log(&log)?).stderr(workspace.log(&log)?).kill_on_drop(true);
     process.spawn().with_context(|| format!("can't start `{}`", process.as_std().get_program().display()))
 }
+
+/// Steps as short as a demo needs them.
+const RELEASE: &str = "    release:
+      steps: [{ weight: 20%, hold: 2s, min_requests: 5 }, { weight: 50%, hold: 4s, min_requests: 20 }, { weight: 100%, min_requests: 5 }]
+      bake: 2s
+      warmup: 0s
+      verify: 10s
+";
 
 /// Backstop itself.
 pub(super) struct Backstop {
@@ -124,18 +151,32 @@ pub(super) struct EndpointView {
 }
 
 impl Backstop {
-    pub(super) fn start(engine: Engine, replicas: &[Replica], workspace: &Workspace) -> anyhow::Result<Self> {
+    /// In front of the replicas of the versions `v1`, `v2` and so on.
+    pub(super) fn start(
+        engine: Engine,
+        versions: &[&[Replica]],
+        workspace: &Workspace,
+    ) -> anyhow::Result<Self> {
         let (listen, admin) = (free_port()?, free_port()?);
-        let endpoints: Vec<String> = replicas
-            .iter()
-            .map(|replica| format!("{{ url: \"{}\", engine: {} }}", replica.url(), replica.engine.name()))
+        let endpoint = |replica: &Replica| {
+            format!("{{ url: \"{}\", engine: {} }}", replica.url(), replica.engine.name())
+        };
+        let versions: Vec<String> = (1..)
+            .zip(versions)
+            .map(|(number, replicas)| {
+                let endpoints: Vec<String> = replicas.iter().map(endpoint).collect();
+                format!("{{ name: v{number}, endpoints: [{}] }}", endpoints.join(", "))
+            })
             .collect();
-        let (interval, timeout) = if engine == Engine::Sim { ("500ms", "500ms") } else { ("1s", "2s") };
+        let (interval, timeout, first_token) =
+            if engine == Engine::Sim { ("500ms", "500ms", "2s") } else { ("1s", "2s", "10s") };
+        let state = workspace.path.join("state");
         let config = format!(
-            "listen: {listen}\nadmin: {{ listen: {admin} }}\nstore: \"memory:\"\nservices:\n  - name: demo\n    \
-             versions: [{{ name: v1, endpoints: [{}] }}]\n    \
-             health: {{ interval: {interval}, timeout: {timeout}, down: 2, slow_start: 5s }}\n",
-            endpoints.join(", ")
+            "listen: {listen}\nadmin: {{ listen: {admin} }}\nstore: \"memory:\"\nstate_dir: {state:?}\nservices:\n  - name: demo\n    \
+             versions: [{}]\n    \
+             health: {{ interval: {interval}, timeout: {timeout}, down: 2, slow_start: 5s }}\n    \
+             timeouts: {{ first_token: {first_token} }}\n{RELEASE}",
+            versions.join(", ")
         );
         let path = workspace.path.join("backstop.yaml");
         std::fs::write(&path, config).with_context(|| format!("can't write `{}`", path.display()))?;
@@ -157,6 +198,20 @@ impl Backstop {
 
     pub(super) async fn endpoints(&self) -> anyhow::Result<Vec<EndpointView>> {
         let (_, body) = client::get(self.admin, "/api/v1/endpoints").await?;
+        Ok(serde_json::from_slice(&body)?)
+    }
+
+    /// Begins to release a version.
+    pub(super) async fn release(&self, version: &str) -> anyhow::Result<()> {
+        let body = serde_json::json!({ "to": version, "reason": "demo" });
+        let (status, body) = client::post(self.admin, "/api/v1/services/demo/releases", &body).await?;
+        anyhow::ensure!(status == 201, "{}", String::from_utf8_lossy(&body));
+        Ok(())
+    }
+
+    /// The last release.
+    pub(super) async fn released(&self) -> anyhow::Result<ReleaseView> {
+        let (_, body) = client::get(self.admin, "/api/v1/services/demo/release").await?;
         Ok(serde_json::from_slice(&body)?)
     }
 

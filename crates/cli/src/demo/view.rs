@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Summary;
 use super::load::Counts;
+use super::release::{Evidence, ReleaseView};
 use super::replica::EndpointView;
 
 pub(super) const REFRESH: Duration = Duration::from_millis(100);
@@ -24,6 +25,7 @@ pub(super) struct View {
     heading: String,
     started: Instant,
     notes: Vec<String>,
+    release: Option<ReleaseView>,
 }
 
 impl View {
@@ -35,7 +37,15 @@ impl View {
             (false, false) => Mode::Lines,
         };
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
-        Self { mode, colour, engine, heading: String::new(), started: Instant::now(), notes: Vec::new() }
+        Self {
+            mode,
+            colour,
+            engine,
+            heading: String::new(),
+            started: Instant::now(),
+            notes: Vec::new(),
+            release: None,
+        }
     }
 
     pub(super) fn open(&mut self, addr: SocketAddr, clients: usize) {
@@ -50,6 +60,11 @@ impl View {
             println!("{line}");
         }
         self.notes.push(line);
+    }
+
+    /// What there is to be shown of a release from now on.
+    pub(super) fn release(&mut self, release: ReleaseView) {
+        self.release = Some(release);
     }
 
     pub(super) fn draw(&self, endpoints: &[EndpointView], counts: Counts) {
@@ -75,8 +90,15 @@ impl View {
             let reason = reason.split(" (os error").next().unwrap_or_default();
             out += &format!("  {url:<26} {state} {in_flight:>9} {requests:>9}  {reason:.60}\n");
         }
+        if let Some(ReleaseView { version, stable, phase, share, evidence, .. }) = &self.release {
+            let Evidence { log, log_limit } = *evidence;
+            out += &format!("\n  {stable} → {version}  {phase}\n");
+            out += &format!("  traffic   {} {:.0}%\n", bar(*share), share * 100.0);
+            out +=
+                &format!("  evidence  {} of what it takes to send it back\n", bar(log.max(0.0) / log_limit));
+        }
         out += &format!("\n  {}\n\n", figures(counts));
-        for note in self.notes.iter().rev().take(8).rev() {
+        for note in self.notes.iter().rev().take(10).rev() {
             out += &format!("  {note}\n");
         }
         print!("{out}");
@@ -87,9 +109,15 @@ impl View {
     pub(super) fn finish(&self, summary: &Summary) {
         println!("\n  {}", figures(summary.counts));
         let verdict = match (summary.recovered, summary.counts.failed + summary.counts.truncated) {
-            (true, 0) => {
-                self.paint("32", "no request failed, no answer was passed off as whole, the replica is back")
+            (true, 0) if summary.as_expected => {
+                let text = "no request failed, no answer was passed off as whole, the replica is back";
+                let releases = "; the good version was promoted, the others were sent back";
+                self.paint(
+                    "32",
+                    &format!("{text}{}", if summary.releases.is_empty() { "" } else { releases }),
+                )
             }
+            (true, 0) => self.paint("31", "a release did not end as it should"),
             (false, _) => self.paint("31", "the replica did not come back as expected"),
             (true, bad) => self.paint("31", &format!("{bad} requests failed")),
         };
@@ -100,6 +128,13 @@ impl View {
     fn paint(&self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
+}
+
+/// A share as a bar.
+fn bar(share: f64) -> String {
+    const CELLS: usize = 40;
+    let full = (share.clamp(0.0, 1.0) * CELLS as f64).round() as usize;
+    format!("{}{}", "█".repeat(full), "░".repeat(CELLS - full))
 }
 
 fn figures(counts: Counts) -> String {
