@@ -97,14 +97,12 @@ impl Release {
 
     /// The next phase, if everything is there that it needs.
     fn go_on(&mut self, observed: &Observed, effects: &mut Vec<Effect>) {
+        self.hold(Hold::NotReady, !observed.canary_ready, effects);
+        if !observed.canary_ready {
+            return;
+        }
         let next = match self.phase {
-            Phase::Waiting => {
-                self.hold(Hold::NotReady, !observed.canary_ready, effects);
-                if !observed.canary_ready {
-                    return;
-                }
-                Phase::Step { index: 0 }
-            }
+            Phase::Waiting => Phase::Step { index: 0 },
             Phase::Step { index } => {
                 let Some(step) = self.plan.steps.get(index) else { return };
                 if self.clean < millis(step.hold) || observed.requests < step.min_requests {

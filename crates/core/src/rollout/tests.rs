@@ -204,6 +204,8 @@ fn it_waits_for_the_canary() {
     assert_eq!((waiting.phase, waiting.buckets()), (Phase::Waiting, 0));
     assert!(waiting.holds.contains_key(&Hold::NotReady));
     assert_eq!(after(&waiting, 1, &well()).buckets(), 1_000);
+    let down = Observed { canary_ready: false, ..well() };
+    assert_eq!(after(&at(1, plan()), 60, &down).buckets(), 1_000, "and does not go on with one that is down");
 }
 
 #[test]
