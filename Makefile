@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # One virtual environment in it for each proxy of the benchmark that is a Python package.
 PEERS ?= .venv-peers
-# Arguments for the demo, the Python tests, the benchmark or the soak, such as ARGS="--headless".
+# Arguments for the demo, the Python tests, the benchmark, the soak or the lab, such as ARGS="--headless".
 ARGS ?=
 SOAK_MINUTES ?= 60
 # Of them about 500 have a stream open at any time.
@@ -16,7 +16,7 @@ PIP_STAMP := $(VENV)/.installed
 NODE_STAMP := tests/node_modules/.installed
 LLAMA := $(VENV)/bin/python tests/engines/llama_server.py
 
-.PHONY: help demo demo-llama test test-rust test-python test-node check fuzz bench soak clean FORCE
+.PHONY: help demo demo-llama test test-rust test-python test-node check fuzz bench soak lab clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -77,6 +77,10 @@ soak: ## an hour of load while replicas fail in every way, at random; writes doc
 	cargo build --release -p backstop -p backstop-soak
 	target/release/backstop-soak --backstop target/release/backstop --minutes $(SOAK_MINUTES) --clients $(SOAK_CLIENTS) \
 		$(if $(SOAK_SEED),--seed $(SOAK_SEED)) --out soak/results --docs docs $(ARGS)
+
+lab: ## simulate rules of release; writes docs/decision-quality.md unless ARGS is set, which takes long
+	cargo build --release -p backstop
+	target/release/backstop lab decision $(if $(strip $(ARGS)),$(ARGS),--out docs)
 
 clean: ## remove everything that was built or installed
 	cargo clean

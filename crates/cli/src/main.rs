@@ -8,6 +8,7 @@ mod demo;
 mod duration;
 mod handover;
 mod key;
+mod lab;
 mod listeners;
 mod log;
 mod plane;
@@ -53,6 +54,7 @@ enum Command {
     Key(key::Args),
     Store(store::Args),
     Demo(demo::Args),
+    Lab(lab::Args),
     /// Run a simulated model server with seeded faults, for tests and trials
     EngineSim(backstop_engine_sim::SimArgs),
 }
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Key(args) => key::run(&args),
         Command::Store(args) => store::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Lab(args) => lab::run(&args),
         Command::EngineSim(args) => engine_sim(args),
     };
     result.unwrap_or_else(|error| {

@@ -53,6 +53,8 @@ pub(super) struct Process {
     pub(super) tallies: Vec<Tally>,
     /// Logarithms of the likelihood ratios of [`WORSE`].
     log: [f64; WORSE.len()],
+    /// The greatest of them, or 0.
+    bound: f64,
 }
 
 /// Where the ratio of the arms' rates of bad events is, with a confidence that looking at any time does not spoil.
@@ -75,6 +77,7 @@ impl Process {
         for (log, change) in self.log.iter_mut().zip(tally.logs.of(bad)) {
             *log += change;
         }
+        self.bound = self.log.iter().copied().fold(0.0, f64::max);
     }
 
     pub(super) fn bad(&self) -> Arms {
@@ -92,7 +95,7 @@ impl Process {
 
     /// No evidence that is made of this one's is above it.
     pub(super) fn bound(&self) -> f64 {
-        self.log.iter().copied().fold(0.0, f64::max)
+        self.bound
     }
 
     /// Logarithm of the evidence that the ratio is below `margin`.

@@ -33,6 +33,8 @@ pub(crate) struct Ours<'a> {
     /// Requests of stable that have been silent for longer than the canary's errors wait, by step.
     overdue: [i64; STEPS],
     split_is_wrong: bool,
+    /// An error of the canary waits to be counted.
+    waits_until: u64,
     /// By user: kinds of bad events ever, those of the current step, and whether the user was seen in it.
     seen: Vec<Seen>,
     exposure: Exposure,
@@ -65,7 +67,7 @@ impl<'a> Ours<'a> {
     pub(crate) fn new(case: &'a Case) -> anyhow::Result<Self> {
         let assigned = case.ramp.map(|(share, _)| Assigned { share, units: Arms::default() });
         let users = case.users.map_or(0, |users| users.count as usize);
-        Ok(Self {
+        let mut ours = Self {
             case,
             release: Release::begin("lab", "lab", Kind::Canary, "stable", "canary", release(case)),
             evidence: Evidence::new(evidence()?),
@@ -75,10 +77,14 @@ impl<'a> Ours<'a> {
             requests: [0; STEPS],
             overdue: [0; STEPS],
             split_is_wrong: false,
+            waits_until: 0,
             seen: vec![Seen::default(); users],
             exposure: Exposure::default(),
             seconds: MEDIANS.map(|median| LIMITS.map(|limit| median * limit.exp())),
-        })
+        };
+        // The canary is ready: the first step begins.
+        ours.go_on(None, 0);
+        Ok(ours)
     }
 
     fn step(&self) -> usize {
@@ -156,33 +162,50 @@ impl<'a> Ours<'a> {
         &mut self.slots[second as usize % HORIZON]
     }
 
-    /// A second is over.
+    /// A second is over. Nothing can have changed for the worse unless something was told; for the state machine a look a
+    /// minute is enough.
     fn tick(&mut self) -> Option<End> {
         let now = (self.second + 1) * 1000;
-        let slot = std::mem::take(&mut self.slots[self.second as usize % HORIZON]);
-        if slot.any {
+        let at = self.second as usize % HORIZON;
+        let told = self.slots[at].any;
+        if told {
+            let slot = std::mem::take(&mut self.slots[at]);
+            if slot.new.iter().chain(&slot.again).any(|kinds| kinds[0].canary > 0) {
+                self.waits_until = now + PATIENCE.as_millis() as u64;
+            }
             self.take_in(&slot, now);
         }
         self.second += 1;
-        self.evidence.advance(now);
-        let step = self.step();
-        let observed = Observed {
-            canary_ready: true,
-            stable_ready: true,
-            window_open: true,
-            regressed: self.evidence.regressed(ALPHA).map(|metric| metric.to_string()),
-            imbalance: self.split_is_wrong,
-            requests: self.requests[step],
-            ..Observed::default()
+        let regressed = if told || now <= self.waits_until {
+            self.evidence.advance(now);
+            self.evidence.regressed(ALPHA)
+        } else {
+            None
         };
-        if let Ok((release, _)) = self.release.step(Event::Tick(observed), now) {
-            self.release = release;
+        if regressed.is_none() && !self.second.is_multiple_of(60) {
+            return None;
         }
+        self.go_on(regressed, now);
         let at = self.second as f64 / 60.0;
         match self.release.phase {
             Phase::Verifying => Some(End { decision: Decision::RolledBack, at }),
             Phase::Bake => Some(End { decision: Decision::Promoted, at }),
             _ => None,
+        }
+    }
+
+    fn go_on(&mut self, regressed: Option<usize>, now: u64) {
+        let observed = Observed {
+            canary_ready: true,
+            stable_ready: true,
+            window_open: true,
+            regressed: regressed.map(|metric| metric.to_string()),
+            imbalance: self.split_is_wrong,
+            requests: self.requests[self.step()],
+            ..Observed::default()
+        };
+        if let Ok((release, _)) = self.release.step(Event::Tick(observed), now) {
+            self.release = release;
         }
     }
 
