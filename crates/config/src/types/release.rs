@@ -197,6 +197,7 @@ pub(crate) struct Trigger {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "release-rate")]
+#[expect(clippy::enum_variant_names, reason = "called as the metrics are")]
 pub(crate) enum Rate {
     /// As in `guardrails`.
     ErrorRate,

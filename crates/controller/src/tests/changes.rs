@@ -253,7 +253,7 @@ fn damaged_changes_stop_the_start_and_say_how_to_go_on() {
         ("{\"format\": 2}", "written by a newer Backstop (format 2"),
     ] {
         std::fs::write(&path, text).unwrap();
-        let Err(StartError::Intent(error)) = world.start() else { panic!("{text}") };
+        let Err(StartError::State(error)) = world.start() else { panic!("{text}") };
         assert!(matches!(error, StateFileError::Damaged { .. } | StateFileError::Newer { .. }));
         let told = error.to_string();
         assert!(told.contains(said) && told.contains("hint: ") && told.contains("mv "), "{told}");

@@ -184,7 +184,7 @@ impl World {
 
     fn router(&self) -> (Arc<Control>, Router) {
         let control = self.start().unwrap();
-        (Arc::clone(&control), crate::api::router(control))
+        (Arc::clone(&control), crate::api::router(control, Arc::default()))
     }
 }
 

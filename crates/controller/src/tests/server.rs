@@ -1,7 +1,9 @@
 //! The server on connections in memory, in a time that runs only when nothing else does.
 
 use axum::serve::Listener;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
 use tokio::sync::mpsc;
 
 use super::*;
@@ -32,7 +34,7 @@ async fn connect(world: &World, room: usize) -> DuplexStream {
     let control = world.start().unwrap();
     tokio::spawn(async move {
         let _open = sender;
-        crate::serve(Memory(receiver), control, std::future::pending()).await;
+        crate::serve(Memory(receiver), control, Arc::default(), std::future::pending()).await;
     });
     ours
 }
@@ -64,7 +66,8 @@ async fn at_the_end_answers_are_finished_and_followers_cut() {
     }
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let control = world.start().unwrap();
-    let serving = tokio::spawn(crate::serve(Memory(receiver), control, async { drop(ended.await) }));
+    let serving =
+        tokio::spawn(crate::serve(Memory(receiver), control, Arc::default(), async { drop(ended.await) }));
     let mut answers = [Vec::new(), Vec::new(), Vec::new()];
     for (client, answer) in clients.iter_mut().zip(&mut answers).skip(1) {
         client.read_buf(answer).await.unwrap();
