@@ -43,6 +43,7 @@ impl Api {
 #[utoipa::path(
     get,
     path = "/api/v1/services/{service}/releases",
+    params(("service" = String, Path, description = "Its name")),
     responses((status = OK, body = [Summary]), (status = NOT_FOUND, body = ErrorBody))
 )]
 pub(super) async fn list(
@@ -61,6 +62,7 @@ pub(super) async fn list(
 #[utoipa::path(
     get,
     path = "/api/v1/services/{service}/release",
+    params(("service" = String, Path, description = "Its name")),
     responses((status = OK, body = ReleaseView), (status = NOT_FOUND, body = ErrorBody))
 )]
 pub(super) async fn last(
@@ -81,6 +83,7 @@ pub(super) struct Account {
     /// Of this release; the last one if not given.
     release: Option<String>,
     #[serde(default)]
+    #[param(inline)]
     format: Format,
 }
 
@@ -101,7 +104,7 @@ enum Format {
 #[utoipa::path(
     get,
     path = "/api/v1/services/{service}/report",
-    params(Account),
+    params(("service" = String, Path, description = "Its name"), Account),
     responses(
         (status = OK, description = "As `format` says", body = String, content_type = "text/markdown"),
         (status = NOT_FOUND, body = ErrorBody),
@@ -142,6 +145,7 @@ pub(super) struct Begin {
 #[utoipa::path(
     post,
     path = "/api/v1/services/{service}/releases",
+    params(("service" = String, Path, description = "Its name")),
     request_body = Begin,
     responses(
         (status = CREATED, body = ReleaseView),
@@ -166,6 +170,7 @@ pub(super) async fn begin(
 #[utoipa::path(
     post,
     path = "/api/v1/services/{service}/release/{action}",
+    params(("service" = String, Path, description = "Its name"), ("action" = String, Path, description = "What is to become of it")),
     responses(
         (status = OK, body = ReleaseView),
         (status = NOT_FOUND, body = ErrorBody),
@@ -215,6 +220,7 @@ pub(super) struct Back {
 #[utoipa::path(
     post,
     path = "/api/v1/services/{service}/rollback",
+    params(("service" = String, Path, description = "Its name")),
     request_body = Back,
     responses(
         (status = OK, body = ReleaseView),
@@ -279,7 +285,7 @@ pub(super) struct Entry {
 #[utoipa::path(
     get,
     path = "/api/v1/services/{service}/history",
-    params(Page),
+    params(("service" = String, Path, description = "Its name"), Page),
     responses((status = OK, body = [Entry]), (status = NOT_FOUND, body = ErrorBody))
 )]
 pub(super) async fn history(
