@@ -14,6 +14,7 @@ mod engine_sim;
 #[path = "../../../gateway/tests/it/h2client.rs"]
 mod h2client;
 mod https;
+mod lab;
 mod leave;
 mod operators;
 mod release;
