@@ -5,7 +5,7 @@ use backstop_core::table::{
     Condition, DependencyEffect, DependencySpec, DnsSpec, EndpointSpec, Engine, Failback, FailoverSpec,
     FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, KeySpec, OutlierSpec, PriceSpec, Protocol,
     RateSpec, ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, Role, RuleSpec,
-    ServiceSpec, ShapeSpec, TableSpec, Timeouts, TlsSpec, TokenSpec, VersionSpec, When,
+    ServiceSpec, ShadowSpec, ShapeSpec, TableSpec, Timeouts, TlsSpec, TokenSpec, VersionSpec, When,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -84,6 +84,11 @@ fn service(service: &types::Service) -> ServiceSpec {
             .collect(),
         sticky: service.sticky.iter().map(|unit| unit.0.clone()).collect(),
         trial: None,
+        shadow: service.shadow.as_ref().map(|shadow| ShadowSpec {
+            to: text(&shadow.to),
+            share: shadow.share.share(),
+            compare: shadow.compare,
+        }),
         balance: balance(service.balance),
         regions: RegionSpec {
             mode: match service.regions.mode {

@@ -368,6 +368,10 @@ impl Validator<'_> {
         if let Some(stable) = service.get("stable") {
             self.exists("version", stable, &names, format!("{path}.stable"));
         }
+        if let Some(to) = service.get("shadow").and_then(|shadow| shadow.get("to")) {
+            self.exists("version", to, &names, format!("{path}.shadow.to"));
+            self.shadow(service, to, path);
+        }
         for (index, rule) in items(service, "rules").iter().enumerate() {
             if let Some(version) = rule.get("version") {
                 self.exists("version", version, &names, format!("{path}.rules[{index}].version"));

@@ -20,6 +20,7 @@ pub mod rate;
 pub mod report;
 pub mod rollout;
 pub mod sample;
+pub mod similarity;
 pub mod sketch;
 pub mod standby;
 pub mod status;

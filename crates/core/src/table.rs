@@ -134,6 +134,8 @@ pub struct ServiceSpec {
     pub sticky: Vec<UnitSource>,
     /// The split between the stable version and another one; `None` = all to stable.
     pub trial: Option<TrialSpec>,
+    /// Who gets some requests as well.
+    pub shadow: Option<ShadowSpec>,
     pub balance: BalancePolicy,
     pub regions: RegionSpec,
     pub dependencies: Vec<DependencySpec>,
@@ -421,6 +423,17 @@ pub enum UnitSource {
     Ip,
     /// Each request is a unit of its own.
     Request,
+}
+
+/// Another version that gets some requests as well, whose answers no client gets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShadowSpec {
+    /// Name of the version.
+    pub to: String,
+    /// 0–1.
+    pub share: f64,
+    /// Its answers are compared with those that clients get.
+    pub compare: bool,
 }
 
 /// A split of a service's requests between its stable version and another one.

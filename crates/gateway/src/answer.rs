@@ -6,7 +6,7 @@ use std::time::Duration;
 use backstop_core::admission::Latency;
 use backstop_core::breaker::Outcome;
 use backstop_core::table::{Across, FallbackSpec, FallbackStep};
-use backstop_openai::answer::flaws;
+use backstop_openai::answer::{flaws, text};
 use backstop_openai::canned;
 use backstop_openai::error::is_context_length;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -25,7 +25,7 @@ use crate::reply::{self, ATTEMPTS, ReplyBody, VERSION};
 use crate::request::Routed;
 use crate::server::Phase;
 use crate::table::{Service, Table, Version};
-use crate::{Shared, clock};
+use crate::{Shared, clock, shadow};
 
 /// Which entry of the fallback answered.
 const DEGRADED: HeaderName = HeaderName::from_static("x-backstop-degraded");
@@ -326,6 +326,9 @@ fn commit(
 ) -> Response<ReplyBody> {
     let Delivery { degraded, keeper } = delivery;
     let Answered { won, lease, version, past } = answered;
+    if degraded.is_none() {
+        shadow::begin(&shared, &routed, &version, &won, &mut record);
+    }
     let (request_id, attempts) = (record.request_id.clone(), record.attempts());
     let level = degraded.as_ref().and_then(|level| HeaderValue::from_str(level).ok());
     if let Some(degraded) = degraded {
@@ -338,6 +341,7 @@ fn commit(
             }
             if status.is_success() {
                 record.whole();
+                record.compared(|| text(routed.api, &body));
             }
             lease.finish(if status.is_success() { Outcome::Success } else { Outcome::Neutral });
             record.answered(status.as_u16());

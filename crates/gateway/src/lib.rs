@@ -35,6 +35,7 @@ mod reply;
 mod request;
 mod resume;
 mod server;
+mod shadow;
 mod shape;
 mod standby;
 mod status;

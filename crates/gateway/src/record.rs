@@ -11,6 +11,7 @@ use backstop_core::rate::{Owner, Standing};
 use backstop_core::status;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue};
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::admission::{Gate, Permit};
@@ -20,6 +21,7 @@ use crate::metrics::{ByCode, Ended, VersionMetrics};
 use crate::rate::Taken;
 use crate::request::detached;
 use crate::resume::Rest;
+use crate::shadow::Answer;
 use crate::table::{Service, Version};
 use crate::trial::Subject;
 use crate::{Shared, clock};
@@ -90,6 +92,8 @@ pub(crate) struct Record {
     tried: Option<Instant>,
     /// Until that has ended, if the request is evidence for or against a release.
     subject: Option<Box<Subject>>,
+    /// Who compares the whole answer with another one.
+    comparing: Option<oneshot::Sender<Answer>>,
     status: u16,
     code: Option<&'static str>,
     ended: Ended,
@@ -127,6 +131,7 @@ impl Record {
             first_token: None,
             tried: None,
             subject: None,
+            comparing: None,
             status: 499,
             code: None,
             ended: Ended::Cancelled,

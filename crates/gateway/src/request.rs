@@ -28,6 +28,7 @@ use crate::rate::Asks;
 use crate::record::Record;
 use crate::relay::Total;
 use crate::reply::{self, ReplyBody};
+use crate::shadow::Shadow;
 use crate::shape::Shape;
 use crate::table::{Assigned, Service, Table};
 use crate::trial::{Asked, Side};
@@ -63,6 +64,8 @@ pub(crate) struct Routed {
     pub(crate) release: Option<Arc<str>>,
     /// What the version has changed, in the body already; `None` if this is the client's request.
     pub(crate) shape: Option<Arc<Shape>>,
+    /// Who gets it as well.
+    pub(crate) shadow: Option<Arc<Shadow>>,
     /// The most tokens that a fallback leaves it.
     pub(crate) most: Option<u64>,
     pub(crate) retry: RetrySpec,
@@ -214,6 +217,7 @@ async fn understand(
         version: Arc::clone(&version.name),
         release,
         shape: None,
+        shadow: service.shadow.clone(),
         most: None,
         retry: service.retry,
         resume: Arc::clone(&service.resume),

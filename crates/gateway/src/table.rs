@@ -26,6 +26,7 @@ use crate::metrics::{ServiceMetrics, VersionMetrics};
 use crate::rate;
 use crate::registry::{OfService, Registry};
 use crate::request::Routed;
+use crate::shadow::Shadow;
 use crate::shape::Shape;
 use crate::standby::TierSwitch;
 use crate::trial::Side;
@@ -49,6 +50,7 @@ pub(crate) struct Service {
     rules: Vec<Rule>,
     /// While a release is on its way.
     pub(crate) split: Option<Split>,
+    pub(crate) shadow: Option<Arc<Shadow>>,
     pub(crate) timeouts: Timeouts,
     pub(crate) retry: RetrySpec,
     pub(crate) resume: Arc<ResumeSpec>,
@@ -244,6 +246,10 @@ impl Service {
             let counts = registry.trial(&spec.name, trial);
             Some(Split::new(trial, &spec.sticky, by_name(&trial.canary)?, counts))
         });
+        let shadow = spec.shadow.as_ref().and_then(|shadow| {
+            let version = by_name(&shadow.to)?;
+            Some(Arc::new(Shadow { version, share: shadow.share, compare: shadow.compare }))
+        });
         let dependencies =
             spec.dependencies.iter().map(|dependency| registry.dependency(&name, dependency)).collect();
         let OfService { load, metrics, gate } = registry.service(spec);
@@ -254,6 +260,7 @@ impl Service {
             versions,
             rules,
             split,
+            shadow,
             timeouts: spec.timeouts,
             retry: spec.retry,
             resume: Arc::new(spec.resume.clone()),

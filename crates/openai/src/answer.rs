@@ -93,6 +93,17 @@ pub fn flaws(api: Api, body: &[u8]) -> Flaws {
     flaws
 }
 
+/// The text of the first choice of a chat or completion; `None` if there is none.
+pub fn text(api: Api, body: &[u8]) -> Option<String> {
+    if !matches!(api, Api::Chat | Api::Completions) {
+        return None;
+    }
+    let contents: Contents<'_> = serde_json::from_slice(body).ok()?;
+    let choice = contents.choices?.into_iter().next()?;
+    let raw = choice.text.or_else(|| choice.message?.content)?;
+    serde_json::from_str(raw.get()).ok()
+}
+
 #[derive(Deserialize)]
 struct Contents<'a> {
     #[serde(borrow)]
@@ -190,6 +201,18 @@ mod tests {
         check(Api::Responses, r#"{"output":[],"incomplete_details":null}"#, true, false, false);
         check(Api::Other, "[]", false, false, false);
         check(Api::Chat, "{", false, false, false);
+    }
+
+    #[test]
+    fn the_text_of_an_answer() {
+        let chat = r#"{"choices":[{"message":{"content":"a\u00e9\n"}},{"message":{"content":"b"}}]}"#;
+        assert_eq!(text(Api::Chat, chat.as_bytes()).as_deref(), Some("aé\n"));
+        let completion = r#"{"choices":[{"text":"a"}]}"#;
+        assert_eq!(text(Api::Completions, completion.as_bytes()).as_deref(), Some("a"));
+        for none in [r#"{"choices":[{"message":{"content":null}}]}"#, r#"{"choices":[]}"#, "{", "[]"] {
+            assert_eq!(text(Api::Chat, none.as_bytes()), None, "{none}");
+        }
+        assert_eq!(text(Api::Embeddings, completion.as_bytes()), None);
     }
 
     #[test]

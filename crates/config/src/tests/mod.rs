@@ -17,7 +17,7 @@ use backstop_core::table::{
     Condition, DependencyCheck, DependencyEffect, DependencySpec, EndpointSpec, Engine, FailoverSpec,
     FallbackSpec, FallbackStep, HealthSpec, InferenceSpec, OutlierSpec, PriceSpec, Protocol, RateSpec,
     ReadinessSpec, RegionMode, RegionSpec, ResumeMode, ResumeSpec, RetrySpec, RuleSpec, Scheme, ServiceSpec,
-    ShapeSpec, TableSpec, Target, Timeouts, TlsSpec, UnitSource, VersionSpec, When,
+    ShadowSpec, ShapeSpec, TableSpec, Target, Timeouts, TlsSpec, UnitSource, VersionSpec, When,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -112,6 +112,7 @@ fn minimal_service() -> ServiceSpec {
             UnitSource::Request,
         ],
         trial: None,
+        shadow: None,
         balance: BalancePolicy::PeakEwma,
         regions: RegionSpec::default(),
         dependencies: Vec::new(),
@@ -274,6 +275,7 @@ fn full() {
                 version: "v2".into(),
             },
         ],
+        shadow: Some(ShadowSpec { to: "v2".into(), share: 0.05, compare: true }),
         groups: BTreeMap::from([("legal".into(), vec!["alice".into(), "bob".into()])]),
         health: HealthSpec {
             path: Some("/health".into()),

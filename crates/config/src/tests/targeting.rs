@@ -114,6 +114,19 @@ fn what_requests_are_split_by() {
 }
 
 #[test]
+fn a_shadow_is_another_version() {
+    check_service("shadow: { to: v3, share: 5% }", &["3:19 services[0].shadow.to: there is no version `v3`"]);
+    let stable = "services[0].shadow.to: `v1` is the stable version, which answers already";
+    check_service("shadow: { to: v1, share: 5% }", &[&format!("3:19 {stable}")]);
+    check_service("stable: v2\nshadow: { to: v1, share: 5% }", &[]);
+    check_service("shadow: { to: v2 }", &["3:13 services[0].shadow: `share` is missing"]);
+    check_service(
+        "shadow: { to: v2, share: 0.05 }",
+        &["3:30 services[0].shadow.share: `0.05` is not a percentage"],
+    );
+}
+
+#[test]
 fn what_a_version_changes() {
     let text = |request: &str| {
         format!(

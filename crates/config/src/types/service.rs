@@ -13,7 +13,7 @@ use crate::units::{Name, Secret, Span};
 
 use super::{
     Admission, Breaker, Cache, Failover, Fallback, Health, Limits, Outlier, Price, Release, Request, Resume,
-    Retry, Rule, Timeouts, default_sticky,
+    Retry, Rule, Shadow, Timeouts, default_sticky,
 };
 
 /// What clients address by `model`.
@@ -50,6 +50,10 @@ pub(crate) struct Service {
     #[serde(default = "default_sticky")]
     #[schemars(length(min = 1))]
     pub(crate) sticky: Vec<Sticky>,
+    /// Send some requests to another version as well, to see what it would answer.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) shadow: Option<Shadow>,
     /// How an endpoint is chosen among those of a version that can serve.
     #[serde(default)]
     pub(crate) balance: Balance,

@@ -10,7 +10,7 @@ use crate::http::{HeaderName, HeaderText};
 use crate::order::ordered;
 use crate::shaping::{Param, RequestHeader};
 use crate::targeting::{CookieName, CookieText, Network, Sticky, User};
-use crate::units::Name;
+use crate::units::{Name, Percent};
 
 /// Sends matching requests to a version.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -89,6 +89,23 @@ pub(crate) struct Request {
         "x-default" = "the client's",
     ))]
     pub(crate) headers: BTreeMap<RequestHeader, HeaderText>,
+}
+
+/// Another version that gets some requests as well, whose answers no client gets. A shadow begins when its client has its answer, or
+/// the beginning of it; it is not tried again, and never more than 64 run at a time. Chats, text completions, responses and
+/// embeddings only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "shadow", transform = ordered::<Self>)]
+pub(crate) struct Shadow {
+    /// Name of the version. It works on these requests as on others, so its endpoints had better not be those of clients.
+    pub(crate) to: Name,
+    /// Share of the requests that are answered by other versions.
+    pub(crate) share: Percent,
+    /// Compare its answers with those that clients get, by length, time and words; metrics have the sums
+    /// (`backstop_shadow_…`). Texts of streams are compared if `resume.attempts` is not 0.
+    #[serde(default)]
+    pub(crate) compare: bool,
 }
 
 /// What a million tokens cost, in any currency.

@@ -51,6 +51,17 @@ impl Validator<'_> {
         }
     }
 
+    /// The stable version answers already.
+    pub(super) fn shadow(&mut self, service: &Node, to: &Node, path: &str) {
+        let first = || items(service, "versions").first()?.get("name")?.text();
+        let stable = service.get("stable").and_then(Node::text).or_else(first);
+        if to.text().is_some() && to.text() == stable {
+            let message = format!("`{}` is the stable version, which answers already", to.shown());
+            let problem = Problem::new(self.file, to.at, format!("{path}.shadow.to"), message);
+            self.problems.push(problem.value(to.shown()).expected("another version"));
+        }
+    }
+
     /// The same parameter under both of its names would be sent twice.
     pub(super) fn request(&mut self, version: &Node, path: &str) {
         let Some(params) = version.get("request").and_then(|request| request.get("params")) else { return };

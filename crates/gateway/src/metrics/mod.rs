@@ -25,6 +25,7 @@ use crate::clock;
 use crate::discovery::{Discovery, Figures};
 use crate::endpoint::Endpoint;
 use crate::latencies::Recent;
+use crate::shadow::ShadowCounts;
 use crate::table::Table;
 pub(crate) use process::resident_bytes;
 pub(crate) use service::{Rejected, ServiceMetrics};
@@ -132,6 +133,16 @@ metrics! {
         "End of the certificate that a listener shows (listener: clients or admin), in seconds since the Unix epoch.";
     RELEASE_SHARE = Gauge "backstop_release_share_ratio" VERSION,
         "Share of the service's requests that a release gives to its new version; only while one is on its way.";
+    SHADOWS = Counter "backstop_shadow_requests_total" &["service", "version", "outcome"],
+        "Requests that the version was sent as a shadow (outcome: answered or failed), or was not because it had enough of them (left_out); only of the version that `shadow` names.";
+    SHADOW_COMPARED = Counter "backstop_shadow_compared_total" VERSION,
+        "Answers of a shadow that were compared with the client's. The sums that follow are of these.";
+    SHADOW_SIMILARITY = Counter "backstop_shadow_similarity_total" VERSION,
+        "Sum of the similarities: of the pairs of neighbouring words in either answer, the share that is in both, 0 to 1.";
+    SHADOW_CHARACTERS = Counter "backstop_shadow_characters_total" &["service", "version", "side"],
+        "Sum of the lengths (side: original or shadow).";
+    SHADOW_SECONDS = Counter "backstop_shadow_seconds_total" &["service", "version", "side"],
+        "Sum of the times that the whole answers took (side: original or shadow).";
     VERSION_INFO = Gauge "backstop_version_info" &["service", "version", "env"],
         "1 for each version, with what it is: stable, or gray for all others. To be joined by version with the others.";
     REVISION = Gauge "backstop_table_revision" &[],
@@ -203,6 +214,7 @@ pub(crate) struct VersionMetrics {
     input_tokens: AtomicU64,
     output_tokens: AtomicU64,
     pub(crate) recent: Recent,
+    pub(crate) shadow: ShadowCounts,
 }
 
 impl VersionMetrics {
@@ -287,6 +299,9 @@ fn add_versions(page: &mut Page, table: &Table) {
             let share = f64::from(split.buckets) / f64::from(BUCKETS);
             page.add(&RELEASE_SHARE, &[&service.name, &split.canary.name], share);
         }
+        if let Some(shadow) = &service.shadow {
+            add_shadow(page, [&service.name, &shadow.version.name], &shadow.version.metrics.shadow);
+        }
         for dependency in &service.dependencies {
             let up = dependency.state() == DependencyState::Up;
             page.add(&DEPENDENCY, &[&service.name, &dependency.name], f64::from(u8::from(up)));
@@ -326,6 +341,19 @@ fn add_versions(page: &mut Page, table: &Table) {
                 add_endpoint(page, names, &target.endpoint);
             }
         }
+    }
+}
+
+fn add_shadow(page: &mut Page, [service, version]: [&str; 2], counts: &ShadowCounts) {
+    let ShadowCounts { answered, failed, left_out, compared, similarity, characters, micros, .. } = counts;
+    for (outcome, count) in [("answered", answered), ("failed", failed), ("left_out", left_out)] {
+        page.add(&SHADOWS, &[service, version, outcome], count.load(Relaxed) as f64);
+    }
+    page.add(&SHADOW_COMPARED, &[service, version], compared.load(Relaxed) as f64);
+    page.add(&SHADOW_SIMILARITY, &[service, version], similarity.load(Relaxed) as f64 / 1e6);
+    for (side, (characters, micros)) in ["original", "shadow"].iter().zip(characters.iter().zip(micros)) {
+        page.add(&SHADOW_CHARACTERS, &[service, version, side], characters.load(Relaxed) as f64);
+        page.add(&SHADOW_SECONDS, &[service, version, side], micros.load(Relaxed) as f64 / 1e6);
     }
 }
 

@@ -7,10 +7,12 @@ use backstop_openai::Usage;
 use backstop_openai::answer::Flaws;
 use backstop_openai::stream::StreamState;
 use http::StatusCode;
+use tokio::sync::oneshot;
 
 use super::Record;
 use crate::clock;
 use crate::fault::Fault;
+use crate::shadow::Answer;
 use crate::trial::{Subject, Whole};
 
 impl Record {
@@ -49,6 +51,19 @@ impl Record {
         self.tried.filter(|_| is_first).map(|tried| now.saturating_duration_since(tried))
     }
 
+    /// The answer is to be compared with another one when it is whole.
+    pub(crate) fn compare(&mut self, with: oneshot::Sender<Answer>) {
+        self.comparing = Some(with);
+    }
+
+    /// It is whole. Nobody compares answers that more than one attempt has made.
+    pub(crate) fn compared(&mut self, text: impl FnOnce() -> Option<String>) {
+        if let (Some(with), Some(took)) = (self.comparing.take(), self.since_tried(clock::now())) {
+            // Whoever does not want it any more need not have it.
+            let _ = with.send(Answer { text: text(), took });
+        }
+    }
+
     /// A stream is whole and had so many pieces of text.
     pub(crate) fn streamed(&mut self, state: &StreamState, pieces: u64) {
         let now = clock::now();
@@ -61,6 +76,9 @@ impl Record {
                     metrics.recent.tpot.observe(pace, now);
                 }
             }
+        }
+        if !state.failed {
+            self.compared(|| state.transcript.text().map(str::to_owned));
         }
         match self.subject.take() {
             Some(subject) if state.failed => subject.failed(),

@@ -39,6 +39,7 @@ mod resume;
 mod retry;
 mod schedules;
 mod secure;
+mod shadow;
 mod shaping;
 mod smuggling;
 mod stream_end;

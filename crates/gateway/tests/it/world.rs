@@ -56,6 +56,7 @@ pub(crate) fn service(sims: &[Sim]) -> ServiceSpec {
         groups: BTreeMap::new(),
         sticky: vec![UnitSource::Request],
         trial: None,
+        shadow: None,
         balance: BalancePolicy::RoundRobin,
         regions: RegionSpec::default(),
         dependencies: Vec::new(),
