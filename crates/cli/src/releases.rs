@@ -18,13 +18,13 @@ pub(crate) async fn look_after(
     place: Arc<OnceLock<Arc<Releases>>>,
 ) {
     let mut said = None;
-    let releases = loop {
+    let (releases, store) = loop {
         match open(&configured, &control).await {
-            Ok(releases) => break releases,
+            Ok(opened) => break opened,
             Err(error) => {
                 // Once, and again when it is another one.
                 if said.as_ref() != Some(&error) {
-                    error!(%error, "there are no releases until the store can be used; requests are served all the same");
+                    error!(%error, "there are no releases and no notifications until the store can be used; requests are served all the same");
                 }
                 said = Some(error);
             }
@@ -35,13 +35,14 @@ pub(crate) async fn look_after(
         info!("the store is open");
     }
     let releases = place.get_or_init(|| releases);
-    Arc::clone(releases).run().await;
+    tokio::join!(Arc::clone(releases).run(), backstop_controller::notify(control, store));
 }
 
-async fn open(configured: &Configured, control: &Arc<Control>) -> Result<Arc<Releases>, StoreError> {
+async fn open(configured: &Configured, control: &Arc<Control>) -> Result<(Arc<Releases>, Store), StoreError> {
     let store = match configured {
         Configured::Sqlite(path) => Store::open(path).await?,
         Configured::Memory => Store::in_memory().await?,
     };
-    Releases::open(Arc::clone(control), store).await
+    let releases = Releases::open(Arc::clone(control), store.clone()).await?;
+    Ok((releases, store))
 }

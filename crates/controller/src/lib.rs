@@ -10,6 +10,7 @@ mod change;
 mod control;
 mod error;
 mod extract;
+mod notify;
 mod releases;
 mod routes;
 mod server;
@@ -28,6 +29,7 @@ pub use axum::serve::Listener;
 
 pub use crate::change::{Actor, LastChange, Refusal, StartError};
 pub use crate::control::Control;
+pub use crate::notify::notify;
 pub use crate::releases::Releases;
 pub use crate::server::serve;
 pub use crate::stored::{StateFileError, replace};

@@ -88,11 +88,19 @@ pub enum What {
     },
     /// A change was refused, and nothing was changed.
     Refused { actor: String, action: String, subject: String, reason: String },
+    /// Somebody will not be told of something.
+    Undelivered {
+        /// Such as `webhook at https://hooks.example:443`.
+        recipient: String,
+        /// What it was about.
+        notice: String,
+        reason: String,
+    },
 }
 
 impl What {
     /// All that [`What::kind`] may say.
-    pub const KINDS: [&str; 11] = [
+    pub const KINDS: [&str; 12] = [
         "health",
         "breaker",
         "ejected",
@@ -104,6 +112,7 @@ impl What {
         "table",
         "change",
         "refused",
+        "undelivered",
     ];
 
     /// What `event` says in its serialised form.
@@ -120,6 +129,7 @@ impl What {
             Self::Table { .. } => "table",
             Self::Change { .. } => "change",
             Self::Refused { .. } => "refused",
+            Self::Undelivered { .. } => "undelivered",
         }
     }
 }

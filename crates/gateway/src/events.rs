@@ -124,5 +124,8 @@ fn log(what: &What) {
         What::Refused { actor, action, subject, reason } => {
             warn!(actor, action, subject, reason, "change refused");
         }
+        What::Undelivered { recipient, notice, reason } => {
+            error!(recipient, notice, reason, "a notification is given up");
+        }
     }
 }

@@ -9,10 +9,10 @@ use crate::error::StoreError;
 use crate::history::HistoryEntry;
 use crate::key::Key;
 
-/// In a commit. The bounds are those of the smallest store to come: etcd takes 128 operations of 1.5 MiB together.
+/// In a commit. etcd, which is to come, takes 128 as it is set up by default.
 pub(crate) const MOST_OPS: usize = 100;
-/// All that a commit writes, in bytes.
-pub(crate) const MAX_COMMIT: usize = 1 << 20;
+/// All that a commit writes, in bytes: a long release with its whole account, twice, is some 2 MiB.
+pub(crate) const MAX_COMMIT: usize = 8 << 20;
 
 /// Grows with each commit. That of a key is the one of the commit that changed it last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

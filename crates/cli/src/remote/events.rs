@@ -201,6 +201,9 @@ fn told(event: &Event, colour: bool) -> String {
         What::Refused { actor, action, subject, reason } => {
             (format!("{actor}: {action} {subject}: {reason}"), Some(AnsiColor::Red))
         }
+        What::Undelivered { recipient, notice, reason } => {
+            (format!("{recipient} was not told: {notice} ({reason})"), Some(AnsiColor::Red))
+        }
     };
     let style = tone.filter(|_| colour).map_or_else(Style::new, |tone| tone.on_default());
     let kind = format!("{style}{:<11}{style:#}", event.what.kind());

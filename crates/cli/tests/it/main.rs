@@ -16,6 +16,7 @@ mod h2client;
 mod https;
 mod lab;
 mod leave;
+mod notify;
 mod operators;
 mod release;
 mod reload;

@@ -45,9 +45,9 @@ pub(crate) struct Notify {
 pub(crate) enum Topic {
     /// Endpoints that can't serve or are taken out, and tiers whose work goes elsewhere; and their return.
     Failover,
-    /// Releases: steps, holds, rollbacks, ends.
+    /// Releases: steps, holds, triggers, rollbacks, ends.
     Release,
-    /// Triggers of releases.
+    /// Of releases only what triggers do.
     Trigger,
 }
 

@@ -27,8 +27,8 @@ pub(super) struct Wanted {
     /// Those after the one with this id. All that are kept if not given. Clients that come back send `Last-Event-ID`,
     /// which knows one process from the next.
     after: Option<u64>,
-    /// Only these, separated by commas: `health`, `breaker`, `ejected`, `dependency`, `resolution`,
-    /// `table`, `change`, `refused`.
+    /// Only these, separated by commas: `health`, `breaker`, `ejected`, `failover`, `release`, `dependency`, `resolution`,
+    /// `certificate`, `table`, `change`, `refused`, `undelivered`.
     types: Option<String>,
     /// False: the stream ends after those that have happened.
     #[serde(default = "yes")]

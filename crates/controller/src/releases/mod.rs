@@ -25,6 +25,7 @@ use tracing::{error, warn};
 
 use crate::change::{Actor, Refusal};
 use crate::control::{Control, Deed, Order, unix_millis};
+use crate::notify;
 use crate::routes::Veto;
 pub(crate) use kept::Kept;
 pub(crate) use report::{chart, markdown};
@@ -35,6 +36,8 @@ pub(crate) use view::{ReleaseView, Summary};
 const TICK: Duration = Duration::from_secs(1);
 /// How long a decision waits for the store. One that lowers a share has been served by then.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Of what has waited for the store, so much is kept with one commit: it takes only so many.
+const MOST_AT_ONCE: usize = 80;
 /// Releases that have ended and are listed, of one service.
 const MOST_LISTED: usize = 100;
 
@@ -190,9 +193,11 @@ impl Releases {
     /// Puts what `effects` say into the account of the release, the history and the outbox.
     fn note(&self, running: &mut Running, effects: &[Effect], actor: &Actor) {
         let now = unix_millis();
-        for effect in effects {
+        for (index, effect) in effects.iter().enumerate() {
             let Effect::Tell(severity, text) = effect else { continue };
             running.kept.tell(now, *severity, text.clone());
+            let told = notify::of_release(&running.kept.release, (now, index), *severity, text);
+            running.outstanding.push(told);
         }
         if effects.contains(&Effect::Account) {
             running.kept.ended_at = Some(now);
@@ -242,7 +247,9 @@ impl Releases {
         if release.phase.is_final() {
             ops.push(Op::Put { key: archive(&release.service, &release.id), value });
         }
-        ops.extend(running.outstanding.iter().cloned());
+        // The rest comes with the next look.
+        let sent = running.outstanding.len().min(MOST_AT_ONCE);
+        ops.extend(running.outstanding.iter().take(sent).cloned());
         let commit = Commit { fence: None, expect: vec![(key, running.revision)], ops };
         running.unsaved = true;
         let committed = match timeout(COMMIT_TIMEOUT, self.store.commit(commit)).await {
@@ -252,8 +259,8 @@ impl Releases {
         match committed {
             Ok(revision) => {
                 running.revision = Some(revision);
-                running.unsaved = false;
-                running.outstanding.clear();
+                running.outstanding.drain(..sent);
+                running.unsaved = !running.outstanding.is_empty();
                 Ok(())
             }
             Err(Failure::Store(CommitError::Conflict { found, .. })) => {

@@ -15,9 +15,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use backstop_core::event::{Event, What};
+use backstop_core::health::State;
 use backstop_core::report::{Latencies, TrialReport};
-use backstop_core::status::{DependencyState, ServiceStatus, Status, Totals, VersionStatus};
-use backstop_core::table::{Duty, TableSpec};
+use backstop_core::status::{DependencyState, EndpointStatus, ServiceStatus, Status, Totals, VersionStatus};
+use backstop_core::table::{Duty, EndpointSpec, ServiceSpec, TableSpec, VersionSpec};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -36,7 +37,7 @@ services:
 ";
 
 /// Remembers what it was given.
-struct Plane {
+pub(crate) struct Plane {
     tables: Mutex<Vec<TableSpec>>,
     refuses: AtomicBool,
     kept: Mutex<Vec<Event>>,
@@ -69,7 +70,7 @@ impl Plane {
     }
 
     /// What happened, without table swaps.
-    fn happened(&self) -> Vec<What> {
+    pub(crate) fn happened(&self) -> Vec<What> {
         self.kept.lock().unwrap().iter().map(|event| event.what.clone()).collect()
     }
 
@@ -90,12 +91,29 @@ impl DataPlane for Plane {
 
     fn status(&self) -> Status {
         let table = self.table();
-        let version =
-            |name: &str| VersionStatus { name: name.to_owned(), tiers: Vec::new(), endpoints: Vec::new() };
-        let service = |name: &str| ServiceStatus {
-            name: name.to_owned(),
-            stable: "v1".to_owned(),
-            versions: vec![version("v1")],
+        let endpoint = |it: &EndpointSpec| EndpointStatus {
+            url: it.target.url(),
+            state: State::Healthy,
+            duty: it.duty,
+            reason: String::new(),
+            since_seconds: 0.0,
+            weight: it.weight,
+            priority: it.priority,
+            region: None,
+            in_flight: 0,
+            requests: 0,
+            breaker_open: false,
+            ejected: false,
+        };
+        let version = |it: &VersionSpec| VersionStatus {
+            name: it.name.clone(),
+            tiers: Vec::new(),
+            endpoints: it.endpoints.iter().map(endpoint).collect(),
+        };
+        let service = |it: &ServiceSpec| ServiceStatus {
+            name: it.name.clone(),
+            stable: it.stable.clone(),
+            versions: it.versions.iter().map(version).collect(),
             dependencies: Vec::new(),
         };
         let totals: Totals = serde_json::from_value(serde_json::json!({
@@ -103,7 +121,7 @@ impl DataPlane for Plane {
             "failovers": 0,
         }))
         .unwrap();
-        let services = table.services.iter().map(|it| service(&it.name)).collect();
+        let services = table.services.iter().map(service).collect();
         Status { revision: table.revision, totals, services }
     }
 
@@ -149,14 +167,14 @@ impl DataPlane for Plane {
 }
 
 /// A directory with a configuration file.
-struct World {
+pub(crate) struct World {
     directory: PathBuf,
-    plane: Arc<Plane>,
+    pub(crate) plane: Arc<Plane>,
 }
 
 impl World {
     /// `text` with its state in the directory too.
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("backstop-controller-{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed));
         let directory = std::env::temp_dir().join(name);
@@ -166,17 +184,17 @@ impl World {
         world
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    fn write(&self, text: &str) {
+    pub(crate) fn write(&self, text: &str) {
         let state = self.path("state");
         std::fs::write(self.path("backstop.yaml"), format!("{text}\nstate_dir: {}\n", state.display()))
             .unwrap();
     }
 
-    fn start(&self) -> Result<Arc<Control>, StartError> {
+    pub(crate) fn start(&self) -> Result<Arc<Control>, StartError> {
         let path: &Path = &self.path("backstop.yaml");
         let config = backstop_config::load(path).unwrap();
         Control::start(path, config, Arc::clone(&self.plane) as Arc<dyn DataPlane>).map(Arc::new)

@@ -144,10 +144,10 @@ async fn a_commit_is_bounded() {
     let many = (0..101).map(|number| put(&number.to_string(), "x")).collect();
     let refused = expecting(&store, Vec::new(), many).await;
     assert_eq!(refused, Err(CommitError::TooLarge { ops: 101, bytes: 101 }));
-    let large = vec![put("chat", &"x".repeat((1 << 20) + 1))];
+    let large = vec![put("chat", &"x".repeat((8 << 20) + 1))];
     assert!(matches!(expecting(&store, Vec::new(), large).await, Err(CommitError::TooLarge { .. })));
     assert_eq!(store.list(&Key::new(&["release"]).unwrap()).await.unwrap().entries, []);
-    commit(&store, vec![put("chat", &"x".repeat(1 << 20))]).await;
+    commit(&store, vec![put("chat", &"x".repeat(8 << 20))]).await;
 }
 
 /// An empty commit asks whether things are as expected.
