@@ -23,7 +23,7 @@ pub(crate) struct Subject {
     version: Arc<str>,
     price: Option<PriceSpec>,
     asked: Asked,
-    /// Once there is an attempt, if it can be late.
+    /// Once there is an attempt.
     waiting: Option<(u64, Arc<Waiting>)>,
 }
 
@@ -80,9 +80,6 @@ impl Subject {
         if version.name != self.version {
             self.end(Some(BadEvent::Error));
             return None;
-        }
-        if self.epoch.limits.is_empty() {
-            return Some(self);
         }
         let waiting = Arc::new(Waiting {
             epoch: Arc::clone(&self.epoch),
