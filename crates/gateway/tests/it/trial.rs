@@ -157,6 +157,20 @@ async fn what_is_late_counts_when_the_time_has_passed() {
     assert_eq!((bad(&arm), arm.ended), (late.to_vec(), 0));
 }
 
+/// Whether or not anybody has looked meanwhile.
+#[tokio::test]
+async fn an_attempt_that_fails_late_was_late_too() {
+    let world = world(|service| {
+        service.timeouts.first_token = ms(200);
+        service.trial.as_mut().unwrap().limits =
+            vec![limit(LatencyMetric::Ttft, 0.02), limit(LatencyMetric::Total, 60.0)];
+    })
+    .await;
+    world.sims[1].set_fault(Fault::NoAnswer);
+    assert_eq!(chat(world.addr, true).await.status, 200);
+    assert_eq!(bad(&canary(&world)), [(BadEvent::Error, 1), (BadEvent::Slow(0), 1)]);
+}
+
 #[tokio::test]
 async fn an_answer_that_came_late_is_late_and_one_in_time_is_not() {
     let slow = SimConfig {
