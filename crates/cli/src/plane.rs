@@ -1,5 +1,6 @@
 //! The gateway as the control plane sees it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use backstop_controller::DataPlane;
@@ -25,6 +26,14 @@ impl DataPlane for Plane {
 
     fn metrics(&self) -> String {
         self.0.metrics()
+    }
+
+    fn try_version(
+        &self,
+        service: &str,
+        version: &str,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
+        Box::pin(self.0.try_version(service, version))
     }
 
     fn subscribe(&self) -> broadcast::Receiver<Event> {

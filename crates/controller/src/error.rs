@@ -157,6 +157,11 @@ impl From<Failure> for ApiError {
                 "`backstop endpoint list` shows its endpoints and why they don't serve",
             ),
             Failure::Plan(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_plan", ""),
+            Failure::NotLeading => (
+                StatusCode::CONFLICT,
+                "not_leading",
+                "two Backstops must not have one store; ask the other one, or wait 15 s after its end",
+            ),
             Failure::Unkept(_) | Failure::Store(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "`backstop store check` looks at it")
             }

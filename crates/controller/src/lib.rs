@@ -22,6 +22,7 @@ use backstop_core::event::{Event, What};
 use backstop_core::report::{Latencies, TrialReport};
 use backstop_core::status::{DependencyState, Status};
 use backstop_core::table::TableSpec;
+use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
 
 /// Where the control API listens.
@@ -66,6 +67,9 @@ pub trait DataPlane: Send + Sync + 'static {
     ///
     /// Why there is nothing to do.
     fn fail_back(&self, service: &str) -> Result<Vec<String>, String>;
+
+    /// Has each endpoint of a version that is up answer a small request; fails with the reason of one that does not.
+    fn try_version(&self, service: &str, version: &str) -> BoxFuture<'static, Result<(), String>>;
 
     /// What has been counted for the release that a service is split for, or was split for last; `None` if there is none.
     fn trial_report(&self, service: &str) -> Option<TrialReport>;

@@ -327,6 +327,21 @@ impl Gateway {
         standby::fail_back(&self.shared.table.load(), &self.events, service)
     }
 
+    /// Has each endpoint of a version that is up answer a small request.
+    ///
+    /// # Errors
+    ///
+    /// Why one of them did not.
+    pub fn try_version(
+        &self,
+        service: &str,
+        version: &str,
+    ) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        let table = self.shared.table.load_full();
+        let (service, version) = (service.to_owned(), version.to_owned());
+        async move { local::try_version(table, &service, &version).await }
+    }
+
     /// What has been counted for the release that a service is split for, or was split for last; `None` if there is none.
     pub fn trial_report(&self, service: &str) -> Option<TrialReport> {
         self.linker.registry.trial_of(service).map(|trial| trial.report(clock::now()))

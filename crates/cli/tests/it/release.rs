@@ -334,3 +334,38 @@ async fn operators_decide_and_mistakes_are_told() {
     assert!(back.contains("\"kind\": \"rollback\""), "{back}");
     assert_eq!(served(&backstop).await.0, "v1");
 }
+
+#[tokio::test]
+async fn blue_and_green_change_at_once_when_green_has_answered() {
+    let (first, second) = (sim(0, 3).await, sim(0, 3).await);
+    let blue_green = QUICK.replace("    release:\n", "    release:\n      mode: blue_green\n");
+    second.set_fault(Fault::Status { status: 500, retry_after: None, message: None });
+    let backstop = serve(&[&first, &second], &blue_green).await;
+    let load = Load::on(backstop.addr);
+    backstop.order(&["release", "start", "chat", "--to", "v2"]);
+    until("told", || history(&backstop).contains("v2 does not answer")).await;
+    let waiting = status(&backstop);
+    assert_eq!((&waiting["phase"], &waiting["holds"][0]["hold"]), (&json!("waiting"), &json!("not_ready")));
+    assert_eq!(load.of("v2"), 0);
+    second.clear_faults();
+    phase(&backstop, "promoted").await;
+    load.none_lost();
+    assert_eq!(served(&backstop).await.0, "v2");
+    backstop.order(&["release", "rollback", "chat"]);
+    assert_eq!(served(&backstop).await.0, "v1", "blue is still warm");
+}
+
+#[tokio::test]
+async fn of_two_backstops_on_one_store_one_decides() {
+    let (first, second) = (sim(0, 3).await, sim(0, 3).await);
+    let backstop = serve(&[&first, &second], SLOW).await;
+    backstop.order(&["release", "start", "chat", "--to", "v2"]);
+    let store = backstop.path("backstop.db").display().to_string();
+    let other = config(&[&first, &second], SLOW).replace("./backstop.db", &store);
+    let other = Backstop::serve(&other, &[]).await;
+    store_is_open(&other).await;
+    let refused = other.ask(&["release", "pause", "chat"], "");
+    assert!(refused.err.contains("another Backstop decides"), "{refused:?}");
+    assert_eq!(status(&other)["service"], "chat", "it may look");
+    phase(&backstop, "step 1").await;
+}

@@ -80,7 +80,10 @@ impl Kept {
     }
 
     pub(crate) fn judgement(&self) -> Judgement {
-        self.analysis.judge(self.release.exposure().step, self.min_requests())
+        // Afterwards by all that was seen.
+        let phase = self.release.phase;
+        let step = (!phase.is_final() && !phase.is_back()).then(|| self.release.exposure().step);
+        self.analysis.judge(step, self.min_requests())
     }
 
     pub(crate) fn tell(&mut self, at: u64, severity: Severity, text: String) {

@@ -11,17 +11,18 @@ mod start;
 mod view;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backstop_core::event::What;
-use backstop_core::rollout::{Cause, Command, Effect, Event, Release, Severity, Way};
+use backstop_core::rollout::{Cause, Command, Effect, Event, Kind, Phase, Release, Severity, Way};
 use backstop_store::{
-    Commit, CommitError, HistoryEntry, HistoryFilter, Key, Op, Recorded, Revision, Store, StoreError,
+    Commit, CommitError, Fence, HistoryEntry, HistoryFilter, Key, Op, Recorded, Revision, Store, StoreError,
 };
 use serde_json::json;
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use crate::change::{Actor, Refusal};
 use crate::control::{Control, Deed, Order, unix_millis};
@@ -38,6 +39,12 @@ const TICK: Duration = Duration::from_secs(1);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Of what has waited for the store, so much is kept with one commit: it takes only so many.
 const MOST_AT_ONCE: usize = 80;
+/// Only its holder decides about releases.
+const LEASE: &str = "releases";
+/// How long nobody else decides after a Backstop has died; the same one goes on at once.
+const LEASE_LASTS: Duration = Duration::from_secs(15);
+/// Ticks between two looks at the lease.
+const LEASE_TICKS: u64 = 5;
 /// Releases that have ended and are listed, of one service.
 const MOST_LISTED: usize = 100;
 
@@ -45,6 +52,10 @@ const MOST_LISTED: usize = 100;
 pub struct Releases {
     control: Arc<Control>,
     store: Store,
+    /// By which the lease is recognised as ours, after a restart too.
+    holder: String,
+    /// Of the lease; `None` = somebody else has it.
+    epoch: Mutex<Option<u64>>,
     /// The last release of each service.
     services: tokio::sync::Mutex<BTreeMap<String, Running>>,
     /// As they were last, for those who only look.
@@ -59,6 +70,15 @@ struct Running {
     unsaved: bool,
     /// What is to be kept with it: entries of the history and effects.
     outstanding: Vec<Op>,
+    trial: DryRun,
+}
+
+/// Whether the version has shown that it can answer, which a blue-green release waits for.
+#[derive(Default)]
+struct DryRun {
+    asked: Option<JoinHandle<Result<(), String>>>,
+    /// The last answer.
+    answered: Option<Result<(), String>>,
 }
 
 impl Releases {
@@ -68,21 +88,70 @@ impl Releases {
     ///
     /// They can't be read.
     pub async fn open(control: Arc<Control>, store: Store) -> Result<Arc<Self>, StoreError> {
+        let state_dir = control.current().config.state_dir().to_owned();
+        let releases = Self {
+            holder: std::path::absolute(&state_dir).unwrap_or(state_dir).display().to_string(),
+            control,
+            store,
+            epoch: Mutex::default(),
+            services: tokio::sync::Mutex::default(),
+            seen: Mutex::default(),
+        };
+        releases.lead().await?;
+        Ok(Arc::new(releases))
+    }
+
+    /// Takes the lease, if nobody else has it, and the releases as they are in the store.
+    async fn lead(&self) -> Result<(), StoreError> {
+        let epoch = self.store.acquire(LEASE, &self.holder, LEASE_LASTS, unix_millis()).await?;
+        let services = self.read().await?;
+        let seen = services.iter().map(|(name, it)| (name.clone(), Arc::new(it.kept.clone()))).collect();
+        *self.services.lock().await = services;
+        *lock(&self.seen) = seen;
+        if epoch.is_none() && lock(&self.epoch).is_none() {
+            debug!("another Backstop decides about the releases in this store");
+        }
+        *lock(&self.epoch) = epoch;
+        Ok(())
+    }
+
+    /// Keeps the lease, or tries to get it.
+    async fn look_at_lease(&self) {
+        let epoch = *lock(&self.epoch);
+        let done = match epoch {
+            Some(epoch) => match self.store.renew(LEASE, epoch, LEASE_LASTS, unix_millis()).await {
+                Ok(true) => Ok(()),
+                Ok(false) => {
+                    warn!("another Backstop has taken over the releases in this store");
+                    *lock(&self.epoch) = None;
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            None => self.lead().await,
+        };
+        if let Err(error) = done {
+            debug!(%error, "the lease of the releases could not be looked at");
+        }
+    }
+
+    async fn read(&self) -> Result<BTreeMap<String, Running>, StoreError> {
         let mut services = BTreeMap::new();
-        let listed = store.list(&key(&["release"])).await?;
+        let listed = self.store.list(&key(&["release"])).await?;
         for (key, value) in listed.entries {
             match serde_json::from_slice::<Kept>(&value.value) {
                 Ok(kept) => {
                     let service = kept.release.service.clone();
                     let (revision, outstanding) = (Some(value.revision), Vec::new());
-                    services.insert(service, Running { kept, revision, unsaved: false, outstanding });
+                    services.insert(
+                        service,
+                        Running { kept, revision, unsaved: false, outstanding, trial: DryRun::default() },
+                    );
                 }
                 Err(error) => error!(%key, %error, "a release in the store can't be read, and is left alone"),
             }
         }
-        let seen = services.iter().map(|(name, it)| (name.clone(), Arc::new(it.kept.clone()))).collect();
-        let seen = Mutex::new(seen);
-        Ok(Arc::new(Self { control, store, services: tokio::sync::Mutex::new(services), seen }))
+        Ok(services)
     }
 
     /// Looks after the releases for ever.
@@ -94,10 +163,19 @@ impl Releases {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut before = ticks.tick().await;
+        let mut count = 0;
         loop {
             let now = ticks.tick().await;
             let elapsed = u64::try_from((now - before).as_millis()).unwrap_or(0);
             before = now;
+            count += 1;
+            if count % LEASE_TICKS == 0 {
+                // A store that hangs must not keep a version from going back.
+                drop(timeout(COMMIT_TIMEOUT, self.look_at_lease()).await);
+            }
+            if lock(&self.epoch).is_none() {
+                continue;
+            }
             let mut services = self.services.lock().await;
             for running in services.values_mut() {
                 self.tick(running, elapsed).await;
@@ -124,13 +202,39 @@ impl Releases {
             running.kept.release.count_anew();
             running.kept.baseline = Some(usual);
         }
-        let readiness = kept::readiness(&plane.status(), &running.kept.release);
+        let mut readiness = kept::readiness(&plane.status(), &running.kept.release);
+        let mut news = None;
+        if running.kept.release.kind == Kind::BlueGreen && running.kept.release.phase == Phase::Waiting {
+            news = self.dry_run(running, readiness.canary).await;
+            readiness.canary &= running.trial.answered == Some(Ok(()));
+        }
         let is_open = running.kept.window_open(unix_millis());
         let observed = running.kept.analysis.observe(now, step, readiness, is_open);
         // A tick is never refused.
-        if let Ok((next, effects)) = running.kept.release.step(Event::Tick(observed), now) {
+        if let Ok((next, mut effects)) = running.kept.release.step(Event::Tick(observed), now) {
+            effects.extend(news.map(|news| Effect::Tell(Severity::Warning, news)));
             drop(self.advance(running, next, effects, &Actor::Release).await);
         }
+    }
+
+    /// Has the version answer a small request by each endpoint, again and again until it does. Tells what is new.
+    async fn dry_run(&self, running: &mut Running, is_up: bool) -> Option<String> {
+        let trial = &mut running.trial;
+        if !is_up || trial.answered == Some(Ok(())) {
+            return None;
+        }
+        let release = &running.kept.release;
+        let Some(asked) = trial.asked.take_if(|asked| asked.is_finished()) else {
+            let ask =
+                || tokio::spawn(self.control.data_plane().try_version(&release.service, &release.canary));
+            trial.asked.get_or_insert_with(ask);
+            return None;
+        };
+        let answer = asked.await.unwrap_or_else(|_| Err("it could not be asked".to_owned()));
+        let news = answer.as_ref().err().filter(|_| trial.answered.as_ref() != Some(&answer));
+        let news = news.map(|reason| format!("{} does not answer: {reason}", release.canary));
+        trial.answered = Some(answer);
+        news
     }
 
     /// A version may have been sent back while the store could not be told.
@@ -250,7 +354,9 @@ impl Releases {
         // The rest comes with the next look.
         let sent = running.outstanding.len().min(MOST_AT_ONCE);
         ops.extend(running.outstanding.iter().take(sent).cloned());
-        let commit = Commit { fence: None, expect: vec![(key, running.revision)], ops };
+        let epoch = lock(&self.epoch).ok_or(Failure::NotLeading)?;
+        let fence = Some(Fence { lease: LEASE.to_owned(), epoch });
+        let commit = Commit { fence, expect: vec![(key, running.revision)], ops };
         running.unsaved = true;
         let committed = match timeout(COMMIT_TIMEOUT, self.store.commit(commit)).await {
             Ok(committed) => committed.map_err(Failure::Store),
@@ -268,13 +374,16 @@ impl Releases {
                 running.revision = found;
                 Err(Failure::Unkept("it had more to do than was waited for".to_owned()))
             }
+            Err(Failure::Store(CommitError::Fenced { .. })) => {
+                *lock(&self.epoch) = None;
+                Err(Failure::NotLeading)
+            }
             Err(error) => Err(error),
         }
     }
 
     fn show(&self, kept: &Kept) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.insert(kept.release.service.clone(), Arc::new(kept.clone()));
+        lock(&self.seen).insert(kept.release.service.clone(), Arc::new(kept.clone()));
     }
 
     fn announce(&self, kept: &Kept, effects: &[Effect]) {
@@ -368,13 +477,19 @@ impl Releases {
             Event::Command { command, stable_ready: readiness.stable, canary_ready: readiness.canary };
         let (next, _) = release.step(event, release.now).map_err(Failure::Command)?;
         let kept = Kept { release: next, ..Kept::clone(&seen) };
-        let running = Running { kept, revision: None, unsaved: true, outstanding: Vec::new() };
+        let running = Running {
+            kept,
+            revision: None,
+            unsaved: true,
+            outstanding: Vec::new(),
+            trial: DryRun::default(),
+        };
         self.serve(&running, Order::ServeFirst, actor)
     }
 
     /// The last release of a service.
     pub(crate) fn last(&self, service: &str) -> Option<Arc<Kept>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(service).map(Arc::clone)
+        lock(&self.seen).get(service).map(Arc::clone)
     }
 
     /// The releases of a service that have ended, the last one first.
@@ -430,6 +545,10 @@ pub(crate) fn send_back_without_store(
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn told(effect: &Effect) -> Option<&str> {
     match effect {
         Effect::Tell(_, text) => Some(text),
@@ -471,6 +590,8 @@ pub(crate) enum Failure {
     Command(backstop_core::rollout::Refused),
     #[error("nothing can be decided by these guardrails: {0}")]
     Plan(backstop_core::evidence::PlanError),
+    #[error("another Backstop decides about the releases in this store")]
+    NotLeading,
     #[error("the release could not be kept: {0}")]
     Unkept(String),
     #[error(transparent)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use backstop_core::rollout::{Analysis, Command, Effect, Event, Kind, Release, Settings, Severity, Way};
 use rand::RngExt;
 
-use super::{Failure, Kept, Releases, Running, kept};
+use super::{DryRun, Failure, Kept, Releases, Running, kept};
 use crate::change::Actor;
 use crate::control::{Current, Deed, Order, unix_millis};
 use crate::routes::Route;
@@ -160,7 +160,7 @@ struct Begin {
 
 impl Running {
     fn new(kept: Kept) -> Self {
-        Self { kept, revision: None, unsaved: true, outstanding: Vec::new() }
+        Self { kept, revision: None, unsaved: true, outstanding: Vec::new(), trial: DryRun::default() }
     }
 }
 

@@ -263,9 +263,9 @@ impl Analysis {
         sum
     }
 
-    /// What the evidence comes to in `step`, of which the canary should have had so many requests.
-    pub fn judge(&self, step: u32, min_requests: u64) -> Judgement {
-        let Both { stable, canary } = self.counts(Some(step));
+    /// What the evidence comes to, with the requests of `step`, of which the canary should have had so many, or of all.
+    pub fn judge(&self, step: Option<u32>, min_requests: u64) -> Judgement {
+        let Both { stable, canary } = self.counts(step);
         let requests = Arms { stable: stable.requests, canary: canary.requests };
         let mut assigned: BTreeMap<u32, Assigned> = BTreeMap::new();
         for (epoch, counted) in self.counted.values().flatten() {
@@ -290,7 +290,7 @@ impl Analysis {
             self.past.pop_front();
         }
         self.evidence.advance(now);
-        let judgement = self.judge(step, 0);
+        let judgement = self.judge(Some(step), 0);
         let regressed = judgement.regressed.and_then(|metric| self.guardrails.get(metric));
         let regressed = regressed.map(|guardrail| guardrail.metric.name().to_owned());
         let mut observed = Observed {

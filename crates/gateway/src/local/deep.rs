@@ -15,7 +15,7 @@ use crate::endpoint::Endpoint;
 use crate::fault::Refusal;
 use crate::identity::Operator;
 use crate::reply::ReplyBody;
-use crate::table::Service;
+use crate::table::{Service, Table};
 use crate::{Shared, clock, metrics, probe};
 
 /// How long the result of a deep check is good for: whoever asks more often gets the same.
@@ -86,6 +86,26 @@ async fn check_service(service: Arc<Service>) -> (String, bool, Value) {
         body["reason"] = reason.as_str().into();
     }
     (name, finding.is_ok(), body)
+}
+
+/// An inference by each endpoint of a version that is up; why it does not answer, if one of them does not.
+pub(crate) async fn try_version(table: Arc<Table>, service: &str, version: &str) -> Result<(), String> {
+    let service = table.services.get(service).ok_or("there is no such service")?;
+    let version =
+        service.versions.iter().find(|it| *it.name == *version).ok_or("there is no such version")?;
+    let mut checks = JoinSet::new();
+    for endpoint in version.targets.iter().map(|target| &target.endpoint).filter(|endpoint| endpoint.is_up())
+    {
+        let endpoint = Arc::clone(endpoint);
+        checks.spawn(async move {
+            let (finding, _) = probe::infer_once(&endpoint).await;
+            finding.map_err(|reason| format!("{}: {reason}", endpoint.id.url))
+        });
+    }
+    if checks.is_empty() {
+        return Err("no healthy endpoint".to_owned());
+    }
+    checks.join_all().await.into_iter().collect()
 }
 
 /// Drops what can be dropped. The allocator gives unused memory back by itself. Prefix caches of engines are flushed only

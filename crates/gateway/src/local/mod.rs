@@ -13,7 +13,7 @@ use http::{Method, Response, StatusCode};
 use crate::Shared;
 use crate::reply::{self, ReplyBody};
 
-pub(crate) use deep::LastDeepCheck;
+pub(crate) use deep::{LastDeepCheck, try_version};
 
 /// A request that is not for a model server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
