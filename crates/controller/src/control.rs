@@ -9,12 +9,12 @@ use arc_swap::ArcSwap;
 use backstop_config::{Config, Intent, Place, Problems};
 use backstop_core::event::What;
 use backstop_core::status::DependencyState;
-use backstop_core::table::{TableSpec, TokenSpec, TrialSpec};
+use backstop_core::table::{TableSpec, TokenSpec};
 use tracing::{error, info, warn};
 
 use crate::DataPlane;
 use crate::change::{Actor, Changed, EndpointChange, LastChange, Refusal, StartError, count};
-use crate::routes::{Route, Routes, RoutesFile, Veto};
+use crate::routes::{Route, Routes, RoutesFile};
 use crate::stored::{IntentFile, Stored};
 
 /// Texts of clients in events are cut at this length: a thousand events are kept.
@@ -42,6 +42,8 @@ pub struct Control {
     path: PathBuf,
     stored: IntentFile,
     routes: RoutesFile,
+    /// The file of the routes is older than what serves.
+    routes_unkept: AtomicBool,
     /// What a reload can't change.
     started_with: Config,
     current: ArcSwap<Current>,
@@ -92,6 +94,7 @@ impl Control {
             path: path.to_owned(),
             stored,
             routes: routes_file,
+            routes_unkept: AtomicBool::new(!followed.is_empty()),
             started_with: config,
             current: ArcSwap::from_pointee(current),
             changing: Mutex::default(),
@@ -246,7 +249,7 @@ impl Control {
             error!(%error, "the run-time changes stay as they were");
             before.intent.clone()
         });
-        let routes = self.read_routes(&before);
+        let routes = self.read_routes(&before, &config);
         if (&config, &intent, &routes) == (&before.config, &before.intent, &before.routes) {
             return;
         }
@@ -269,7 +272,7 @@ impl Control {
             Ok(stored) => stored,
             Err(error) => return error!(%error, "the run-time changes stay as they were"),
         };
-        let routes = self.read_routes(&before);
+        let routes = self.read_routes(&before, &before.config);
         if (&stored.intent, &routes) == (&before.intent, &before.routes) {
             return;
         }
@@ -280,55 +283,39 @@ impl Control {
         }
     }
 
-    /// Changes who gets the traffic of `service`, as `order` says: what lowers what a version gets is served first and
-    /// kept then, and is served even if it can't be kept. Gives the new revision.
+    /// Changes who gets the traffic of `service` to what `change` makes of the route as it is then, if anything. What lowers
+    /// what a version gets is served first and kept then, and is served even if it can't be kept.
     pub(crate) fn route(
         &self,
         service: &str,
-        route: Route,
         order: Order,
         deed: &Deed<'_>,
-    ) -> Result<u64, Refusal> {
+        change: impl FnOnce(Route) -> Option<Route>,
+    ) -> Result<(), Refusal> {
         let _one_at_a_time = self.lock();
         let before = self.current();
         self.may_change(&before, None).map_err(|refusal| self.refuse(deed, refusal))?;
-        if before.routes.get(service) == Some(&route) {
-            return Ok(before.revision);
-        }
+        let Some(route) = before.routes.of(&before.config, service) else { return Ok(()) };
+        let Some(route) = change(route) else { return Ok(()) };
         let mut routes = before.routes.clone();
         routes.set(service, route);
+        if routes == before.routes {
+            if self.routes_unkept.load(Relaxed) {
+                self.keep_routes(&routes).map_err(|refusal| self.refuse(deed, refusal))?;
+            }
+            return Ok(());
+        }
         let next = Next { routes: routes.clone(), ..Next::like(&before) };
         if order == Order::KeepFirst {
             self.keep_routes(&routes).map_err(|refusal| self.refuse(deed, refusal))?;
         }
-        let current =
-            self.apply(before.revision, next, deed).map_err(|refusal| self.refuse(deed, refusal))?;
+        self.apply(before.revision, next, deed).map_err(|refusal| self.refuse(deed, refusal))?;
         if order == Order::ServeFirst
             && let Err(refusal) = self.keep_routes(&routes)
         {
             error!(%refusal, service, "what is served now would be lost with a restart");
         }
-        Ok(current.revision)
-    }
-
-    /// Takes all traffic from the version on trial, if there is one, for `veto` to say why.
-    pub(crate) fn send_back(
-        &self,
-        actor: &Actor,
-        service: &str,
-        veto: impl FnOnce(&TrialSpec, String) -> Veto,
-    ) -> Result<bool, Refusal> {
-        let current = self.current();
-        let route = current.routes.of(&current.config, service);
-        let Some((mut route, trial)) = route.and_then(|route| Some((route.clone(), route.trial?))) else {
-            return Ok(false);
-        };
-        let digest = current.config.version_digest(service, &trial.canary).unwrap_or_default();
-        route.vetoes.insert(trial.canary.clone(), veto(&trial, digest));
-        let subject = format!("{} of {service}", trial.canary);
-        route.trial = Some(TrialSpec { buckets: 0, epoch: trial.epoch + 1, ..trial });
-        let deed = Deed { actor, action: "roll back", subject };
-        self.route(service, route, Order::ServeFirst, &deed).map(|_| true)
+        Ok(())
     }
 
     /// The route of a service as it is now; `None` if there is no such service.
@@ -340,15 +327,19 @@ impl Control {
     fn keep_routes(&self, routes: &Routes) -> Result<(), Refusal> {
         let path = || self.routes.path().display().to_string();
         let not_kept = |error: std::io::Error| Refusal::NotKept { path: path(), reason: error.to_string() };
-        self.routes.write(routes).map_err(not_kept)
+        let kept = self.routes.write(routes).map_err(not_kept);
+        self.routes_unkept.store(kept.is_err(), Relaxed);
+        kept
     }
 
     /// As they are on disk; as they were, if they can't be read.
-    fn read_routes(&self, before: &Current) -> Routes {
-        self.routes.read().unwrap_or_else(|error| {
+    fn read_routes(&self, before: &Current, config: &Config) -> Routes {
+        let mut routes = self.routes.read().unwrap_or_else(|error| {
             error!(%error, "the routes stay as they were");
             before.routes.clone()
-        })
+        });
+        routes.follow_file(config);
+        routes
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use backstop_config::Config;
-use backstop_core::rollout::Cause;
-use backstop_core::table::{Duty, TableSpec, TrialSpec};
+use backstop_core::rollout::{Cause, Release};
+use backstop_core::table::{Duty, LatencyLimit, TableSpec, TrialSpec};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -30,17 +31,27 @@ pub(crate) struct Route {
     /// What the file called stable when this was decided.
     pub(crate) seed: String,
     pub(crate) stable: String,
-    /// The release that is under way.
+    /// The last release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) release: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) trial: Option<TrialSpec>,
+    pub(crate) active: Option<Active>,
     /// Versions that were sent back, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) vetoes: BTreeMap<String, Veto>,
     /// Versions that were stable before, the last one first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) previous: Vec<String>,
+}
+
+/// A release as it is served: what it takes to go on with it, should the store know less of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Active {
+    /// Without what changes while the split stays the same.
+    pub(crate) release: Release,
+    /// Of the version on trial, when the release began.
+    pub(crate) digest: String,
+    pub(crate) salt: String,
+    pub(crate) limits: Vec<LatencyLimit>,
+    pub(crate) patience: Duration,
 }
 
 /// What keeps a version from getting any traffic.
@@ -56,6 +67,44 @@ pub(crate) struct Veto {
     pub(crate) isolated: bool,
 }
 
+impl Active {
+    pub(crate) fn new(
+        release: &Release,
+        (digest, salt): (&str, &str),
+        limits: &[LatencyLimit],
+        patience: Duration,
+    ) -> Self {
+        let release = Release {
+            now: release.since,
+            clean: 0,
+            holds: BTreeMap::new(),
+            approved: false,
+            ..release.clone()
+        };
+        let (digest, salt) = (digest.to_owned(), salt.to_owned());
+        Self { release, digest, salt, limits: limits.to_vec(), patience }
+    }
+
+    pub(crate) fn is_under_way(&self) -> bool {
+        !self.release.phase.is_final()
+    }
+
+    /// The split; with no share it still says how stable fares, before and after.
+    fn trial(&self) -> Option<TrialSpec> {
+        let exposure = self.release.exposure();
+        self.is_under_way().then(|| TrialSpec {
+            release: self.release.id.clone(),
+            salt: self.salt.clone(),
+            canary: exposure.canary,
+            buckets: exposure.buckets,
+            epoch: self.release.epoch,
+            step: exposure.step,
+            limits: self.limits.clone(),
+            patience: self.patience,
+        })
+    }
+}
+
 /// How many earlier stable versions are remembered.
 const MOST_PREVIOUS: usize = 10;
 
@@ -64,8 +113,7 @@ impl Route {
         Self {
             seed: stable.to_owned(),
             stable: stable.to_owned(),
-            release: None,
-            trial: None,
+            active: None,
             vetoes: BTreeMap::new(),
             previous: Vec::new(),
         }
@@ -81,6 +129,30 @@ impl Route {
         }
         self.vetoes.remove(version);
     }
+
+    /// The route that follows from a release.
+    pub(crate) fn with(mut self, active: Active, now: u64) -> Self {
+        let release = &active.release;
+        let exposure = release.exposure();
+        self.make_stable(&exposure.stable);
+        match &release.cause {
+            Some(cause) if release.phase.is_back() && exposure.buckets == 0 && *cause != Cause::Expired => {
+                let veto = self.vetoes.entry(exposure.canary).or_insert_with(|| Veto {
+                    digest: active.digest.clone(),
+                    release: release.id.clone(),
+                    at: now,
+                    cause: cause.clone(),
+                    isolated: false,
+                });
+                veto.isolated = release.phase.is_final();
+            }
+            // It is tried again.
+            _ if active.is_under_way() => drop(self.vetoes.remove(&exposure.canary)),
+            _ => {}
+        }
+        self.active = Some(active);
+        self
+    }
 }
 
 impl Routes {
@@ -90,8 +162,9 @@ impl Routes {
         Some(self.services.get(service).cloned().unwrap_or_else(|| Route::of_file(&stable)))
     }
 
-    pub(crate) fn get(&self, service: &str) -> Option<&Route> {
-        self.services.get(service)
+    /// The last releases, as they are served.
+    pub(crate) fn active(&self) -> impl Iterator<Item = &Active> {
+        self.services.values().filter_map(|route| route.active.as_ref())
     }
 
     pub(crate) fn set(&mut self, service: &str, route: Route) {
@@ -101,16 +174,26 @@ impl Routes {
     /// The service and the release under way for which `config` lacks something, or means something else, and what.
     pub(crate) fn disturbs(&self, config: &Config) -> Option<(String, String, &'static str)> {
         self.services.iter().find_map(|(name, route)| {
-            let release = route.release.as_ref()?;
             let has = |version: &str| config.version_digest(name, version).is_some();
+            if let Some(veto) = config.stable(name).and_then(|seed| route.vetoes.get(&seed))
+                && config.stable(name).is_some_and(|seed| seed == route.seed)
+                && !has(&route.stable)
+            {
+                let what = "the version that serves can't be removed while the file calls one stable that was sent back";
+                return Some((name.clone(), veto.release.clone(), what));
+            }
+            let active = route.active.as_ref().filter(|active| active.is_under_way())?;
+            let canary = &active.release.canary;
             let what = if config.stable(name).is_some_and(|stable| stable != route.seed) {
                 "its `stable` can't be changed now"
-            } else if !has(&route.stable) || route.trial.as_ref().is_some_and(|trial| !has(&trial.canary)) {
+            } else if !has(&route.stable) || !has(canary) {
                 "the versions that it is about can't be removed now"
+            } else if config.version_digest(name, canary).is_some_and(|digest| digest != active.digest) {
+                "the version on trial can't be changed now"
             } else {
                 return None;
             };
-            Some((name.clone(), release.clone(), what))
+            Some((name.clone(), active.release.id.clone(), what))
         })
     }
 
@@ -119,7 +202,7 @@ impl Routes {
     pub(crate) fn follow_file(&mut self, config: &Config) -> Vec<(String, String, String)> {
         let mut changed = Vec::new();
         for (name, route) in &mut self.services {
-            let decided = route.release.is_none();
+            let decided = !route.active.as_ref().is_some_and(Active::is_under_way);
             let Some(seed) = config.stable(name).filter(|stable| decided && *stable != route.seed) else {
                 continue;
             };
@@ -152,10 +235,15 @@ impl Routes {
                 let digest = config.version_digest(&service.name, name);
                 route.vetoes.get(name).is_some_and(|veto| Some(&veto.digest) == digest.as_ref())
             };
-            let trial = route.trial.as_ref().filter(|trial| trial.canary != service.stable);
-            let trial =
-                trial.filter(|trial| has(&trial.canary) && (trial.buckets == 0 || !vetoed(&trial.canary)));
-            service.trial = trial.cloned();
+            // One that has been changed meanwhile is another version.
+            let is_same = |active: &&Active| {
+                let digest = config.version_digest(&service.name, &active.release.canary);
+                digest.as_ref() == Some(&active.digest)
+            };
+            let trial = route.active.as_ref().filter(is_same).and_then(Active::trial);
+            service.trial = trial.filter(|trial| {
+                trial.canary != service.stable && (trial.buckets == 0 || !vetoed(&trial.canary))
+            });
             let stable = service.stable.clone();
             let barred = |name: &str| name != stable && vetoed(name);
             service.rules.retain(|rule| !barred(&rule.version));

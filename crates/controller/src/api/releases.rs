@@ -26,7 +26,7 @@ impl Api {
         self.releases.get().ok_or_else(|| {
             let message = "the store is not open, so that nothing is known of releases";
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message).hint(
-                "the log says why; it is tried again every few seconds. A rollback is possible all the same",
+                "the log says why; it is tried again every few seconds. A release under way can be rolled back all the same",
             )
         })
     }
@@ -237,8 +237,12 @@ pub(super) async fn rollback(
 ) -> Result<impl IntoResponse, ApiError> {
     api.knows(&service)?;
     let Some(releases) = api.releases.get() else {
-        let control = Arc::clone(&api.control);
-        crate::releases::send_back_without_store(&control, &actor, &service, &reason)?;
+        if to.is_some() || gradual {
+            let message = "without the store only the release under way can be rolled back, and only at once";
+            let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message);
+            return Err(error.hint("leave `to` and `gradual` out, or try again when the store is open"));
+        }
+        crate::releases::send_back(&api.control, &actor, &service, &reason)?;
         return Ok((StatusCode::ACCEPTED, Json(Value::Null)).into_response());
     };
     let way = if gradual { Way::Gradual } else { Way::Instant };

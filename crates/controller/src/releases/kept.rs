@@ -1,16 +1,18 @@
 //! A release as it is kept, and what follows from it for the routes.
 
 use backstop_core::evidence::Judgement;
+use backstop_core::evidence::PlanError;
 use backstop_core::health::State;
 use backstop_core::report::Latencies;
-use backstop_core::rollout::{ALL, Analysis, Cause, Phase, Readiness, Release, Severity, Window};
+use backstop_core::rollout::{ALL, Analysis, Phase, Readiness, Release, Settings, Severity, Window};
 use backstop_core::status::Status;
-use backstop_core::table::{Duty, TrialSpec};
+use backstop_core::table::Duty;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::routes::{Route, Veto};
+use crate::control::unix_millis;
+use crate::routes::Active;
 
 /// The most moments of a release that are told one by one; the first ones and the last ones are.
 const MOST_MOMENTS: usize = 100;
@@ -122,40 +124,30 @@ impl Kept {
         Some(back.saturating_sub(began))
     }
 
-    /// The route that follows from the release, given the one before it.
-    pub(crate) fn route(&self, before: &Route, now: u64) -> Route {
-        let release = &self.release;
-        let exposure = release.exposure();
-        let mut route = before.clone();
-        let is_over = release.phase.is_final();
-        route.make_stable(&exposure.stable);
-        route.release = (!is_over).then(|| release.id.clone());
-        // With no share it still says how stable fares, before and after.
-        route.trial = (!is_over).then(|| TrialSpec {
-            release: release.id.clone(),
-            salt: self.salt.clone(),
-            canary: exposure.canary.clone(),
-            buckets: exposure.buckets,
-            epoch: release.epoch,
-            step: exposure.step,
-            limits: self.analysis.limits().to_vec(),
-            patience: self.analysis.patience(),
-        });
-        if let Some(cause) = &release.cause
-            && *cause != Cause::Expired
-            && release.phase.is_back()
-            && exposure.buckets == 0
-        {
-            let veto = route.vetoes.entry(exposure.canary).or_insert_with(|| Veto {
-                digest: self.digest.clone(),
-                release: release.id.clone(),
-                at: now,
-                cause: cause.clone(),
-                isolated: false,
-            });
-            veto.isolated = is_over;
-        }
-        route
+    /// A release that is served and of which nothing else is known any more.
+    pub(crate) fn of_served(active: &Active, settings: &Settings) -> Result<Self, PlanError> {
+        let mut analysis = Analysis::new(settings)?;
+        analysis.go_on_with(&active.limits);
+        Ok(Self {
+            release: active.release.clone(),
+            analysis,
+            window: settings.window.clone(),
+            digest: active.digest.clone(),
+            salt: active.salt.clone(),
+            actor: "unknown".to_owned(),
+            reason: "its record was lost".to_owned(),
+            started_at: unix_millis(),
+            ended_at: None,
+            baseline: None,
+            timeline: Vec::new(),
+            samples: Vec::new(),
+        })
+    }
+
+    /// The release as it is to be served.
+    pub(crate) fn active(&self) -> Active {
+        let names = (self.digest.as_str(), self.salt.as_str());
+        Active::new(&self.release, names, self.analysis.limits(), self.analysis.patience())
     }
 
     /// Whether a step may begin at `now`, in milliseconds since the Unix epoch.
@@ -174,7 +166,11 @@ impl Kept {
 /// Which of a release's versions have an endpoint that can serve.
 pub(crate) fn readiness(status: &Status, release: &Release) -> Readiness {
     let serves = |version: &str| can_serve(status, &release.service, version);
-    Readiness { canary: serves(&release.canary), stable: serves(&release.stable) }
+    Readiness {
+        canary: serves(&release.canary),
+        canary_down: is_down(status, &release.service, &release.canary),
+        stable: serves(&release.stable),
+    }
 }
 
 pub(crate) fn can_serve(status: &Status, service: &str, version: &str) -> bool {
@@ -187,4 +183,11 @@ pub(crate) fn can_serve(status: &Status, service: &str, version: &str) -> bool {
             is_well && endpoint.duty == Duty::Active
         })
     })
+}
+
+/// Whether checks have found all endpoints of a version unable to serve. One that is not checked yet is not down.
+fn is_down(status: &Status, service: &str, version: &str) -> bool {
+    let services = status.services.iter().filter(|it| it.name == service);
+    let mut versions = services.flat_map(|it| &it.versions).filter(|it| it.name == version);
+    versions.any(|version| version.endpoints.iter().all(|endpoint| endpoint.state == State::Unhealthy))
 }

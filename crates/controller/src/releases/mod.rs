@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backstop_core::event::What;
-use backstop_core::rollout::{Cause, Command, Effect, Event, Kind, Phase, Release, Severity, Way};
+use backstop_core::rollout::{Command, Effect, Event, Kind, Phase, Release, Severity, Way};
 use backstop_store::{
     Commit, CommitError, Fence, HistoryEntry, HistoryFilter, Key, Op, Recorded, Revision, Store, StoreError,
 };
@@ -27,7 +27,7 @@ use tracing::{debug, error, warn};
 use crate::change::{Actor, Refusal};
 use crate::control::{Control, Deed, Order, unix_millis};
 use crate::notify;
-use crate::routes::Veto;
+use crate::routes::{Active, Route};
 pub(crate) use kept::Kept;
 pub(crate) use report::{chart, markdown};
 pub(crate) use start::Wanted;
@@ -58,6 +58,10 @@ pub struct Releases {
     epoch: Mutex<Option<u64>>,
     /// The last release of each service.
     services: tokio::sync::Mutex<BTreeMap<String, Running>>,
+    /// Revisions of releases in the store that can't be read.
+    unreadable: Mutex<BTreeMap<String, Revision>>,
+    /// Held by those who serve a decision before they have asked anybody.
+    deciding: Mutex<()>,
     /// As they were last, for those who only look.
     seen: Mutex<BTreeMap<String, Arc<Kept>>>,
 }
@@ -70,6 +74,8 @@ struct Running {
     unsaved: bool,
     /// What is to be kept with it: entries of the history and effects.
     outstanding: Vec<Op>,
+    /// So many of them went with a commit of which nobody knows whether it happened.
+    in_doubt: usize,
     trial: DryRun,
 }
 
@@ -95,6 +101,8 @@ impl Releases {
             store,
             epoch: Mutex::default(),
             services: tokio::sync::Mutex::default(),
+            unreadable: Mutex::default(),
+            deciding: Mutex::default(),
             seen: Mutex::default(),
         };
         releases.lead().await?;
@@ -104,7 +112,8 @@ impl Releases {
     /// Takes the lease, if nobody else has it, and the releases as they are in the store.
     async fn lead(&self) -> Result<(), StoreError> {
         let epoch = self.store.acquire(LEASE, &self.holder, LEASE_LASTS, unix_millis()).await?;
-        let services = self.read().await?;
+        let mut services = self.read().await?;
+        self.reconcile(&mut services);
         let seen = services.iter().map(|(name, it)| (name.clone(), Arc::new(it.kept.clone()))).collect();
         *self.services.lock().await = services;
         *lock(&self.seen) = seen;
@@ -113,6 +122,34 @@ impl Releases {
         }
         *lock(&self.epoch) = epoch;
         Ok(())
+    }
+
+    /// What is served may be ahead of the store, which was told last or has been lost.
+    fn reconcile(&self, services: &mut BTreeMap<String, Running>) {
+        let current = self.control.current();
+        for active in current.routes.active() {
+            let Release { service, id, epoch, .. } = &active.release;
+            let known = services.get(service);
+            // Ids begin with the time.
+            if known.is_some_and(|known| known.kept.release.id >= *id) {
+                continue;
+            }
+            let revision =
+                known.map_or_else(|| lock(&self.unreadable).get(service).copied(), |it| it.revision);
+            let Some(settings) = current.config.release(service) else { continue };
+            match Kept::of_served(active, &settings) {
+                Ok(kept) => {
+                    warn!(
+                        service,
+                        release = id,
+                        epoch,
+                        "the store does not know the release that is served; it goes on"
+                    );
+                    services.insert(service.clone(), Running { revision, ..Running::new(kept) });
+                }
+                Err(error) => error!(service, release = id, %error, "the release that is served can't go on"),
+            }
+        }
     }
 
     /// Keeps the lease, or tries to get it.
@@ -145,10 +182,21 @@ impl Releases {
                     let (revision, outstanding) = (Some(value.revision), Vec::new());
                     services.insert(
                         service,
-                        Running { kept, revision, unsaved: false, outstanding, trial: DryRun::default() },
+                        Running {
+                            kept,
+                            revision,
+                            unsaved: false,
+                            outstanding,
+                            in_doubt: 0,
+                            trial: DryRun::default(),
+                        },
                     );
                 }
-                Err(error) => error!(%key, %error, "a release in the store can't be read, and is left alone"),
+                Err(error) => {
+                    error!(%key, %error, "a release in the store can't be read; it is overwritten by the next one");
+                    let service = key.parts().pop().unwrap_or_default();
+                    lock(&self.unreadable).insert(service, value.revision);
+                }
             }
         }
         Ok(services)
@@ -185,10 +233,13 @@ impl Releases {
 
     /// Looks at one release, `elapsed` milliseconds after the last time.
     async fn tick(&self, running: &mut Running, elapsed: u64) {
-        if running.kept.release.phase.is_final() && !running.unsaved {
+        self.adopt(running);
+        if running.kept.release.phase.is_final() {
+            if running.unsaved || !self.is_served(&running.kept) {
+                self.settle(running).await;
+            }
             return;
         }
-        self.take_up_veto(running).await;
         let release = &running.kept.release;
         let (service, now) = (release.service.clone(), release.now + elapsed);
         let (step, since) = (release.exposure().step, release.since);
@@ -209,7 +260,8 @@ impl Releases {
             readiness.canary &= running.trial.answered == Some(Ok(()));
         }
         let is_open = running.kept.window_open(unix_millis());
-        let observed = running.kept.analysis.observe(now, step, readiness, is_open);
+        let age = (running.kept.release.phase != Phase::Waiting).then(|| now.saturating_sub(since));
+        let observed = running.kept.analysis.observe(now, (step, age), readiness, is_open);
         // A tick is never refused.
         if let Ok((next, mut effects)) = running.kept.release.step(Event::Tick(observed), now) {
             effects.extend(news.map(|news| Effect::Tell(Severity::Warning, news)));
@@ -237,25 +289,43 @@ impl Releases {
         news
     }
 
-    /// A version may have been sent back while the store could not be told.
-    async fn take_up_veto(&self, running: &mut Running) {
-        let release = &running.kept.release;
+    /// What is served may be ahead of what is known here: a rollback asks nobody.
+    fn adopt(&self, running: &mut Running) {
+        let release = &mut running.kept.release;
         let route = self.control.route_of(&release.service);
-        let veto = route.and_then(|route| route.vetoes.get(&release.canary).cloned());
-        let Some(Veto { cause, .. }) = veto.filter(|veto| veto.release == release.id) else { return };
-        if release.phase.is_final() || (release.phase.is_back() && release.buckets() == 0) {
+        let Some(served) = route.and_then(|route| route.active).map(|active| active.release) else { return };
+        if served.id != release.id || served.epoch <= release.epoch {
             return;
         }
-        let (actor, reason) = (String::new(), String::new());
-        let command = Command::Rollback { way: Way::Instant, actor, reason };
-        let event = Event::Command { command, stable_ready: true, canary_ready: true };
-        if let Ok((mut next, mut effects)) = release.step(event, release.now) {
-            let text = format!("{} has gone back: {cause}", release.canary);
-            next.cause = Some(cause);
-            effects.retain(|effect| !matches!(effect, Effect::Tell(..)));
-            effects.push(Effect::Tell(Severity::Critical, text));
-            drop(self.advance(running, next, effects, &Actor::Release).await);
+        let now = release.now.max(served.now);
+        let text = match &served.cause {
+            Some(cause) => format!("{} has gone back: {cause}", served.canary),
+            None => format!("{}: {}", served.canary, served.phase),
+        };
+        let mut effects = vec![Effect::Tell(Severity::Critical, text)];
+        effects.extend(served.phase.is_final().then_some(Effect::Account));
+        *release = Release { now, ..served };
+        running.unsaved = true;
+        self.note(running, &effects, &Actor::Release);
+        self.show(&running.kept);
+        self.announce(&running.kept, &effects);
+    }
+
+    /// Whether the gateway has what the release says.
+    fn is_served(&self, kept: &Kept) -> bool {
+        let route = self.control.route_of(&kept.release.service);
+        let served = route.and_then(|route| route.active);
+        // A later one has taken its place.
+        served.is_some_and(|served| served.release.id > kept.release.id || served == kept.active())
+    }
+
+    /// Tells the store and the gateway what they may not have been told.
+    async fn settle(&self, running: &mut Running) {
+        let kept = self.keep(running).await;
+        if let Err(error) = kept.and_then(|()| self.serve(running, Order::KeepFirst, &Actor::Release)) {
+            debug!(%error, service = running.kept.release.service, "the release is not settled yet");
         }
+        self.show(&running.kept);
     }
 
     /// Keeps and carries out what was decided, in the order that is safe.
@@ -266,28 +336,31 @@ impl Releases {
         effects: Vec<Effect>,
         actor: &Actor,
     ) -> Result<(), Failure> {
-        let before = running.kept.clone();
-        let lowers = next.buckets() < before.release.buckets();
+        let (given, gives) = (running.kept.release.given(), next.given());
+        let (now, outstanding) = (next.now, running.outstanding.len());
+        let before = (running.kept.release.clone(), running.kept.timeline.clone());
         running.kept.release = next;
         running.kept.sample();
-        let outstanding = running.outstanding.len();
         self.note(running, &effects, actor);
-        let order = if lowers { Order::ServeFirst } else { Order::KeepFirst };
-        if lowers {
-            self.serve(running, order, actor)?;
+        if gives < given {
+            self.serve(running, Order::ServeFirst, actor)?;
         }
         if let Err(error) = self.keep(running).await {
-            if !lowers && !effects.is_empty() {
-                // As if it had not been decided; it will be again.
-                warn!(%error, service = before.release.service, "the release waits for the store");
-                running.kept = before;
+            let service = &running.kept.release.service;
+            if gives > given {
+                // As if it had not been decided; it will be again. What was seen stays, and so does the time.
+                warn!(%error, service, "a larger share waits for the store");
+                (running.kept.release, running.kept.timeline) = before;
+                running.kept.release.now = now;
                 running.outstanding.truncate(outstanding);
                 return Err(error);
             }
-            warn!(%error, service = before.release.service, "the store will be told of the release later");
+            if !effects.is_empty() {
+                warn!(%error, service, "the store will be told of the release later");
+            }
         }
-        if !lowers {
-            self.serve(running, order, actor)?;
+        if gives >= given {
+            self.serve(running, Order::KeepFirst, actor)?;
         }
         self.show(&running.kept);
         self.announce(&running.kept, &effects);
@@ -330,16 +403,10 @@ impl Releases {
         }));
     }
 
-    /// Makes the gateway serve what the release says.
+    /// Makes the gateway serve what the release says, unless it is further already.
     fn serve(&self, running: &Running, order: Order, actor: &Actor) -> Result<(), Failure> {
-        let release = &running.kept.release;
-        let Some(before) = self.control.route_of(&release.service) else {
-            return Err(Failure::UnknownService(release.service.clone()));
-        };
-        let route = running.kept.route(&before, unix_millis());
-        let subject = format!("{} of {}: {}", release.canary, release.service, release.phase);
-        let deed = Deed { actor, action: "release", subject };
-        self.control.route(&release.service, route, order, &deed).map(drop).map_err(Failure::Refused)
+        let active = running.kept.active();
+        serve(&self.control, active, order, actor)
     }
 
     /// Tells the store.
@@ -362,16 +429,23 @@ impl Releases {
             Ok(committed) => committed.map_err(Failure::Store),
             Err(_) => Err(Failure::Unkept(format!("it has not answered for {} s", COMMIT_TIMEOUT.as_secs()))),
         };
+        if committed.is_err() && running.in_doubt == 0 {
+            running.in_doubt = sent;
+        }
         match committed {
             Ok(revision) => {
                 running.revision = Some(revision);
                 running.outstanding.drain(..sent);
+                running.in_doubt = 0;
                 running.unsaved = !running.outstanding.is_empty();
                 Ok(())
             }
             Err(Failure::Store(CommitError::Conflict { found, .. })) => {
-                // Our own commit that was given up and happened all the same, since nobody else writes here.
+                // Our own commit that was given up and happened all the same, since nobody else writes here. What it
+                // brought with it is there, too.
                 running.revision = found;
+                running.outstanding.drain(..running.in_doubt.min(running.outstanding.len()));
+                running.in_doubt = 0;
                 Err(Failure::Unkept("it had more to do than was waited for".to_owned()))
             }
             Err(Failure::Store(CommitError::Fenced { .. })) => {
@@ -409,26 +483,34 @@ impl Releases {
         service: &str,
         command: Command,
     ) -> Result<Arc<Kept>, Failure> {
-        let is_instant = match &command {
-            Command::Rollback { way: Way::Instant, reason, .. } => {
-                // At once, whatever the store does; what comes after is only to put it on record.
-                self.send_back(&actor, service, reason)?;
-                true
+        if let Command::Rollback { way: Way::Instant, reason, .. } = &command {
+            // At once, whatever the store does; what comes after is only to put it on record.
+            {
+                let _one_at_a_time = lock(&self.deciding);
+                send_back(&self.control, &actor, service, reason)?;
             }
-            _ => false,
-        };
+            let (this, service) = (Arc::clone(self), service.to_owned());
+            let told = tokio::spawn(async move { this.put_on_record(&service).await });
+            return told.await.unwrap_or_else(|_| Err(Failure::Unkept("the command failed".to_owned())));
+        }
+        if lock(&self.epoch).is_none() {
+            return Err(Failure::NotLeading);
+        }
         // It goes on if the client leaves.
         let (this, service) = (Arc::clone(self), service.to_owned());
-        let last = self.last(&service);
         let obeyed = tokio::spawn(async move { this.obey(&actor, &service, command).await });
-        match obeyed.await.unwrap_or_else(|_| Err(Failure::Unkept("the command failed".to_owned()))) {
-            // Somebody, or a tick, has put it on record meanwhile.
-            Err(Failure::Command(_)) if is_instant => {
-                let service = last.map(|last| last.release.service.clone()).unwrap_or_default();
-                self.last(&service).ok_or(Failure::NoRelease(service))
-            }
-            obeyed => obeyed,
+        obeyed.await.unwrap_or_else(|_| Err(Failure::Unkept("the command failed".to_owned())))
+    }
+
+    /// Takes up what is served already.
+    async fn put_on_record(&self, service: &str) -> Result<Arc<Kept>, Failure> {
+        let mut services = self.services.lock().await;
+        let running = services.get_mut(service).ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
+        self.adopt(running);
+        if let Err(error) = self.keep(running).await {
+            warn!(%error, service, "the store will be told of the rollback later");
         }
+        Ok(Arc::new(running.kept.clone()))
     }
 
     /// Sends back what is on trial, or leaves the stable version for an earlier one.
@@ -453,6 +535,7 @@ impl Releases {
     async fn obey(&self, actor: &Actor, service: &str, command: Command) -> Result<Arc<Kept>, Failure> {
         let mut services = self.services.lock().await;
         let running = services.get_mut(service).ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
+        self.adopt(running);
         let readiness = kept::readiness(&self.control.data_plane().status(), &running.kept.release);
         let (stable_ready, canary_ready) = (readiness.stable, readiness.canary);
         let text = format!("{} by {actor}", view::name_of(&command));
@@ -464,27 +547,6 @@ impl Releases {
         }
         self.advance(running, next, effects, actor).await?;
         Ok(Arc::new(running.kept.clone()))
-    }
-
-    /// Takes all traffic from the version on trial, without asking the store.
-    fn send_back(&self, actor: &Actor, service: &str, reason: &str) -> Result<(), Failure> {
-        let seen = self.last(service).ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
-        let release = &seen.release;
-        let readiness = kept::readiness(&self.control.data_plane().status(), release);
-        let command =
-            Command::Rollback { way: Way::Instant, actor: actor.to_string(), reason: reason.to_owned() };
-        let event =
-            Event::Command { command, stable_ready: readiness.stable, canary_ready: readiness.canary };
-        let (next, _) = release.step(event, release.now).map_err(Failure::Command)?;
-        let kept = Kept { release: next, ..Kept::clone(&seen) };
-        let running = Running {
-            kept,
-            revision: None,
-            unsaved: true,
-            outstanding: Vec::new(),
-            trial: DryRun::default(),
-        };
-        self.serve(&running, Order::ServeFirst, actor)
     }
 
     /// The last release of a service.
@@ -524,25 +586,35 @@ impl Releases {
     }
 }
 
-/// Sends back the version on trial while nothing is known of its release; the release takes it up later.
-pub(crate) fn send_back_without_store(
+/// Takes all traffic from the version on trial. Nobody is asked, and the store is told later.
+pub(crate) fn send_back(
     control: &Control,
     actor: &Actor,
     service: &str,
     reason: &str,
 ) -> Result<(), Failure> {
-    let sent_back = control.send_back(actor, service, |trial, digest| Veto {
-        digest,
-        release: trial.release.clone(),
-        at: unix_millis(),
-        cause: Cause::Operator { actor: actor.to_string(), reason: reason.to_owned() },
-        isolated: false,
-    });
-    match sent_back {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Failure::NoRelease(service.to_owned())),
-        Err(refusal) => Err(Failure::Refused(refusal)),
-    }
+    let route = control.route_of(service).ok_or_else(|| Failure::UnknownService(service.to_owned()))?;
+    let active = route.active.ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
+    let readiness = kept::readiness(&control.data_plane().status(), &active.release);
+    let (actor_name, reason) = (actor.to_string(), reason.to_owned());
+    let command = Command::Rollback { way: Way::Instant, actor: actor_name, reason };
+    let event = Event::Command { command, stable_ready: readiness.stable, canary_ready: readiness.canary };
+    let (release, _) = active.release.step(event, active.release.now).map_err(Failure::Command)?;
+    serve(control, Active { release, ..active }, Order::ServeFirst, actor)
+}
+
+/// Serves a release as it is in `active`, unless what is served is further already.
+fn serve(control: &Control, active: Active, order: Order, actor: &Actor) -> Result<(), Failure> {
+    let Release { id, service, canary, phase, epoch, .. } = active.release.clone();
+    let deed = Deed { actor, action: "release", subject: format!("{canary} of {service}: {phase}") };
+    let change = |before: Route| {
+        let is_further = |served: &Active| {
+            served.release.id > id || (served.release.id == id && served.release.epoch > epoch)
+        };
+        let further = before.active.as_ref().is_some_and(is_further);
+        (!further).then(|| before.with(active, unix_millis()))
+    };
+    control.route(&service, order, &deed, change).map_err(Failure::Refused)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

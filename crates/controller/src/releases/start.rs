@@ -1,13 +1,17 @@
 //! How releases begin.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use backstop_core::rollout::{Analysis, Command, Effect, Event, Kind, Release, Settings, Severity, Way};
+use backstop_core::rollout::{
+    Analysis, Command, Effect, Event, Kind, Phase, Release, Settings, Severity, Way,
+};
 use rand::RngExt;
+use tracing::warn;
 
-use super::{DryRun, Failure, Kept, Releases, Running, kept};
+use super::{DryRun, Failure, Kept, Releases, Running, kept, lock};
 use crate::change::Actor;
-use crate::control::{Current, Deed, Order, unix_millis};
+use crate::control::{Current, Order, unix_millis};
 use crate::routes::Route;
 
 /// A release to begin.
@@ -32,7 +36,7 @@ impl Releases {
 
     async fn begin(&self, actor: &Actor, wanted: &Wanted) -> Result<Arc<Kept>, Failure> {
         let mut services = self.services.lock().await;
-        let Begin { settings, mut route, digest } = self.may_begin(wanted)?;
+        let Begin { settings, route, digest } = self.may_begin(wanted)?;
         if let Some(under_way) = services.get(&wanted.service).filter(|it| !it.kept.release.phase.is_final())
         {
             return Err(under_way_of(&under_way.kept));
@@ -46,19 +50,44 @@ impl Releases {
             settings.plan.clone(),
         );
         let text = format!("{} is to be released in place of {}", wanted.to, route.stable);
-        let kept = new(release, &settings, digest, actor, &wanted.reason)?;
-        if route.vetoes.remove(&wanted.to).is_some() {
-            let subject = format!("{} of {}", wanted.to, wanted.service);
-            let deed = Deed { actor, action: "allow again", subject };
-            self.control.route(&wanted.service, route, Order::KeepFirst, &deed).map_err(Failure::Refused)?;
+        let mut running = self.running(&services, new(release, &settings, digest, actor, &wanted.reason)?);
+        let effects = [Effect::Tell(Severity::Info, text)];
+        self.note(&mut running, &effects, actor);
+        if let Err(error) = self.keep(&mut running).await {
+            self.forget(&mut services, &running.kept).await;
+            return Err(error);
         }
-        let mut running = self.running(&services, kept);
-        let release = running.kept.release.clone();
-        let effects = vec![Effect::Tell(Severity::Info, text)];
-        self.advance(&mut running, release, effects, actor).await?;
         let kept = Arc::new(running.kept.clone());
         services.insert(wanted.service.clone(), running);
+        // Should it fail, the next tick does it.
+        let served =
+            services.get(&wanted.service).map(|running| self.serve(running, Order::KeepFirst, actor));
+        if let Some(Err(error)) = served {
+            warn!(%error, service = wanted.service, "the release is not served yet");
+        }
+        self.show(&kept);
+        self.announce(&kept, &effects);
         Ok(kept)
+    }
+
+    /// The release could not be kept, or nobody knows whether it was: takes it back out of the store.
+    async fn forget(&self, services: &mut BTreeMap<String, Running>, kept: &Kept) {
+        let service = &kept.release.service;
+        let Ok(Some(found)) = self.store.get(&super::key(&["release", service])).await else { return };
+        let is_it =
+            serde_json::from_slice::<Kept>(&found.value).is_ok_and(|it| it.release.id == kept.release.id);
+        let Some(before) = services.get_mut(service) else {
+            lock(&self.unreadable).insert(service.clone(), found.revision);
+            if is_it {
+                // It never began; the next tick says so.
+                let mut aborted = Running { revision: Some(found.revision), ..Running::new(kept.clone()) };
+                aborted.kept.release.phase = Phase::Aborted;
+                services.insert(service.clone(), aborted);
+            }
+            return;
+        };
+        before.revision = Some(found.revision);
+        before.unsaved |= is_it;
     }
 
     /// Leaves the stable version for an earlier one, when no release is under way.
@@ -85,6 +114,26 @@ impl Releases {
         way: Way,
         reason: &str,
     ) -> Result<Arc<Kept>, Failure> {
+        let (kept, next, effects) = self.turn_back(actor, service, to, way, reason)?;
+        let mut services = self.services.lock().await;
+        let mut running = self.running(&services, kept);
+        self.advance(&mut running, next, effects, actor).await?;
+        let kept = Arc::new(running.kept.clone());
+        services.insert(service.to_owned(), running);
+        Ok(kept)
+    }
+
+    /// Serves the earlier version; what comes after is only to put it on record. Gives the release as it was before, as it
+    /// is now, and what is to be told.
+    fn turn_back(
+        &self,
+        actor: &Actor,
+        service: &str,
+        to: Option<&str>,
+        way: Way,
+        reason: &str,
+    ) -> Result<(Kept, Release, Vec<Effect>), Failure> {
+        let _one_at_a_time = lock(&self.deciding);
         let current = self.control.current();
         let route = current.routes.of(&current.config, service);
         let route = route.ok_or_else(|| Failure::UnknownService(service.to_owned()))?;
@@ -108,7 +157,7 @@ impl Releases {
         let mut release =
             Release::begin(&new_id(&to), service, Kind::Rollback, &to, &route.stable, settings.plan.clone());
         // That is how it stands: the version to leave has everything.
-        release.phase = backstop_core::rollout::Phase::Bake;
+        release.phase = Phase::Bake;
         let readiness = kept::readiness(&self.control.data_plane().status(), &release);
         let command = Command::Rollback { way, actor: actor.to_string(), reason: reason.to_owned() };
         let (stable_ready, canary_ready) = (readiness.stable, readiness.canary);
@@ -116,20 +165,17 @@ impl Releases {
         let (next, effects) = release.step(event, 0).map_err(Failure::Command)?;
         let kept = new(release, &settings, digest, actor, reason)?;
         // The gateway first: the store may hang.
-        let served =
-            Running { kept: Kept { release: next.clone(), ..kept.clone() }, ..Running::new(kept.clone()) };
+        let served = Running::new(Kept { release: next.clone(), ..kept.clone() });
         self.serve(&served, Order::ServeFirst, actor)?;
-        let mut services = self.services.lock().await;
-        let mut running = self.running(&services, kept);
-        self.advance(&mut running, next, effects, actor).await?;
-        let kept = Arc::new(running.kept.clone());
-        services.insert(service.to_owned(), running);
-        Ok(kept)
+        self.show(&served.kept);
+        Ok((kept, next, effects))
     }
 
     /// What stands in the place of the last release of the service.
-    fn running(&self, services: &std::collections::BTreeMap<String, Running>, kept: Kept) -> Running {
-        let revision = services.get(&kept.release.service).and_then(|before| before.revision);
+    fn running(&self, services: &BTreeMap<String, Running>, kept: Kept) -> Running {
+        let service = &kept.release.service;
+        let unreadable = || lock(&self.unreadable).get(service).copied();
+        let revision = services.get(service).and_then(|before| before.revision).or_else(unreadable);
         Running { revision, ..Running::new(kept) }
     }
 
@@ -143,6 +189,8 @@ impl Releases {
         if *to == route.stable {
             return Err(Failure::IsStable(to.clone()));
         }
+        // There must be something to go back to.
+        known_version(&current, service, &route.stable)?;
         let veto = route.vetoes.values().find(|veto| veto.digest == digest);
         if let Some(veto) = veto.filter(|_| !again) {
             let (release, reason) = (veto.release.clone(), veto.cause.to_string());
@@ -159,8 +207,15 @@ struct Begin {
 }
 
 impl Running {
-    fn new(kept: Kept) -> Self {
-        Self { kept, revision: None, unsaved: true, outstanding: Vec::new(), trial: DryRun::default() }
+    pub(super) fn new(kept: Kept) -> Self {
+        Self {
+            kept,
+            revision: None,
+            unsaved: true,
+            outstanding: Vec::new(),
+            in_doubt: 0,
+            trial: DryRun::default(),
+        }
     }
 }
 

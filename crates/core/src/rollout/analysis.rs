@@ -95,14 +95,18 @@ struct Seen {
     /// The last step in which each of them was.
     #[serde(with = "units")]
     units: BTreeMap<u64, u32>,
-    /// A step in which there were too many: nothing of it counts any more, of either arm.
+    /// A step in which a gateway has counted too many: nothing of it counts any more, of either arm.
     full: Option<u32>,
+    /// Units above it are left out, of both arms alike, since there are too many.
+    bound: u64,
 }
 
 /// How the endpoints stand.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Readiness {
     pub canary: bool,
+    /// None of its endpoints can serve; one that is not checked yet is neither ready nor down.
+    pub canary_down: bool,
     pub stable: bool,
 }
 
@@ -171,6 +175,11 @@ impl Analysis {
         true
     }
 
+    /// Goes on with limits that were found before.
+    pub fn go_on_with(&mut self, limits: &[LatencyLimit]) {
+        self.limits = limits.to_vec();
+    }
+
     pub fn limits(&self) -> &[LatencyLimit] {
         &self.limits
     }
@@ -216,7 +225,7 @@ impl Analysis {
     fn take_units(&mut self, epoch: &EpochReport, event: BadEvent, counts: bool, now: u64) {
         let seen = &mut self.seen;
         let index = seen.iter().position(|seen| seen.event == event).unwrap_or_else(|| {
-            seen.push(Seen { event, units: BTreeMap::new(), full: None });
+            seen.push(Seen { event, units: BTreeMap::new(), full: None, bound: u64::MAX });
             seen.len() - 1
         });
         let seen = &mut seen[index];
@@ -270,11 +279,11 @@ impl Analysis {
         let mut assigned: BTreeMap<u32, Assigned> = BTreeMap::new();
         for (epoch, counted) in self.counted.values().flatten() {
             let units = Arms { stable: counted.stable.units, canary: counted.canary.units };
-            let sum = assigned
-                .entry(*epoch)
-                .or_insert(Assigned { share: counted.share, units: Arms { stable: 0, canary: 0 } });
-            sum.units.stable += units.stable;
-            sum.units.canary += units.canary;
+            // Units come again after a restart, so that counts of several processes can't be added up.
+            let most = assigned.entry(*epoch).or_insert(Assigned { share: counted.share, units });
+            if units.total() > most.units.total() {
+                most.units = units;
+            }
         }
         // Only the split in force: units are the same from one to the next, so that they can't be added up.
         let assigned: Vec<Assigned> = assigned.into_values().rev().take(1).collect();
@@ -282,7 +291,14 @@ impl Analysis {
     }
 
     /// How things are at `now`, in milliseconds of the release's time.
-    pub fn observe(&mut self, now: u64, step: u32, readiness: Readiness, window_open: bool) -> Observed {
+    /// `age` is how long the present step has lasted; `None` before the first.
+    pub fn observe(
+        &mut self,
+        now: u64,
+        (step, age): (u32, Option<u64>),
+        readiness: Readiness,
+        window_open: bool,
+    ) -> Observed {
         let both = self.counts(None);
         self.past.push_back((now, both));
         let longest = self.triggers.iter().map(|trigger| millis(trigger.window)).max().unwrap_or(0);
@@ -296,21 +312,16 @@ impl Analysis {
         let mut observed = Observed {
             canary_ready: readiness.canary,
             stable_ready: readiness.stable,
-            hard_stop: self.hard_stop(now, readiness.canary),
+            hard_stop: self.hard_stop(now, readiness.canary_down, age),
             regressed,
             imbalance: judgement.imbalance.is_some(),
             window_open,
-            overflow: self.is_full(step, BadEvent::Error),
             requests: self.counts(Some(step)).canary.ended,
-            recovered: self.recovered(step, readiness.stable),
+            recovered: self.recovered(step, age.unwrap_or(0), readiness.stable),
             ..Observed::default()
         };
         self.pull_triggers(now, &mut observed);
         observed
-    }
-
-    fn is_full(&self, step: u32, event: BadEvent) -> bool {
-        self.seen.iter().any(|seen| seen.event == event && seen.full == Some(step))
     }
 
     fn pull_triggers(&mut self, now: u64, observed: &mut Observed) {
@@ -333,7 +344,7 @@ impl Analysis {
                 observed.stable_in_trouble = true;
                 continue;
             }
-            let fired = self.fired.get(&index);
+            let fired = self.fired.get(&index).filter(|_| trigger.severity != Severity::Critical);
             if fired.is_some_and(|at| now.saturating_sub(*at) < millis(trigger.cooldown)) {
                 continue;
             }
@@ -348,8 +359,13 @@ impl Analysis {
     }
 
     /// Why the canary can't be tried any longer.
-    fn hard_stop(&mut self, now: u64, is_up: bool) -> Option<String> {
-        if is_up {
+    fn hard_stop(&mut self, now: u64, is_down: bool, age: Option<u64>) -> Option<String> {
+        if age.is_none() {
+            // It may take its time to come up.
+            (self.down_since, self.crashes) = (None, VecDeque::new());
+            return None;
+        }
+        if !is_down {
             self.down_since = None;
         } else if self.down_since.is_none() {
             self.down_since = Some(now);
@@ -366,15 +382,20 @@ impl Analysis {
     }
 
     /// Whether stable fails no more in `step` than before.
-    fn recovered(&self, step: u32, is_up: bool) -> Option<bool> {
+    fn recovered(&self, step: u32, age: u64, is_up: bool) -> Option<bool> {
         let (all, now) = (self.counts(None).stable, self.counts(Some(step)).stable);
-        if now.ended < ENOUGH_TO_RECOVER {
-            return if is_up { None } else { Some(false) };
+        if !is_up {
+            return Some(false);
+        }
+        // Quick answers come first; and without a before nobody can tell.
+        let before = all.ended.saturating_sub(now.ended);
+        if now.ended < ENOUGH_TO_RECOVER || before < ENOUGH_TO_RECOVER || age < millis(self.patience) {
+            return None;
         }
         let share = |bad: u64, of: u64| if of == 0 { 0.0 } else { bad as f64 / of as f64 };
         let before = share(all.bad[0] - now.bad[0], all.ended - now.ended);
         let (factor, more) = RECOVERED;
-        Some(is_up && share(now.bad[0], now.ended) <= (before * factor).max(before + more))
+        Some(share(now.bad[0], now.ended) <= (before * factor).max(before + more))
     }
 }
 
@@ -382,7 +403,8 @@ impl Seen {
     /// How many of `units` were never seen before, and how many in earlier steps only.
     fn add(&mut self, units: Vec<u64>, step: u32) -> (u64, u64) {
         let (mut new, mut again) = (0, 0);
-        for unit in units {
+        let bound = self.bound;
+        for unit in units.into_iter().filter(|unit| *unit <= bound) {
             match self.units.insert(unit, step) {
                 None => new += 1,
                 Some(before) if before < step => again += 1,
@@ -394,15 +416,15 @@ impl Seen {
         (new, again)
     }
 
-    /// Forgets the units of early steps; if that is not enough, the step has too many.
+    /// Forgets the units of early steps; if that is not enough, every other one is left out from now on.
     fn make_room(&mut self, step: u32) {
-        if self.units.len() <= MOST_UNITS {
-            return;
-        }
-        self.units.retain(|_, last| *last >= step);
         if self.units.len() > MOST_UNITS {
-            self.full = Some(step);
-            self.units.clear();
+            self.units.retain(|_, last| *last >= step);
+        }
+        while self.units.len() > MOST_UNITS {
+            self.bound /= 2;
+            let bound = self.bound;
+            self.units.retain(|unit, _| *unit <= bound);
         }
     }
 }

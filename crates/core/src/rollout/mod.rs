@@ -127,8 +127,6 @@ pub enum Hold {
     Imbalance,
     /// A source of metrics does not answer.
     Provider,
-    /// There were more bad units than can be counted.
-    Overflow,
     /// Outside of the release window, or during a freeze.
     Window,
     /// The canary can't serve yet.
@@ -145,7 +143,6 @@ impl fmt::Display for Hold {
             Self::Incident => "incident: stable is in trouble too",
             Self::Imbalance => "the split is not what it should be",
             Self::Provider => "a source of metrics does not answer",
-            Self::Overflow => "more bad units than can be counted",
             Self::Window => "outside of the release window",
             Self::NotReady => "the canary is not ready",
             Self::Expired => "expired: somebody has to decide",
@@ -212,7 +209,6 @@ pub struct Observed {
     /// The arms can't be compared.
     pub imbalance: bool,
     pub provider_error: bool,
-    pub overflow: bool,
     /// A step may begin now.
     pub window_open: bool,
     /// Requests that the canary has had in this step.
@@ -325,6 +321,11 @@ impl Release {
             Phase::Retreat { index } => self.plan.retreat.get(index).copied().unwrap_or(0),
             _ => 0,
         }
+    }
+
+    /// The same, also when it is promoted.
+    pub fn given(&self) -> u32 {
+        if self.phase == Phase::Promoted { ALL } else { self.buckets() }
     }
 
     /// Who gets what in this state.

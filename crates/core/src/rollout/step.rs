@@ -5,8 +5,8 @@ use super::{
 };
 
 /// While one of these lasts, the time of a phase does not count.
-const DISTURBANCES: [Hold; 6] =
-    [Hold::Paused, Hold::Incident, Hold::Imbalance, Hold::Provider, Hold::Overflow, Hold::Expired];
+const DISTURBANCES: [Hold; 5] =
+    [Hold::Paused, Hold::Incident, Hold::Imbalance, Hold::Provider, Hold::Expired];
 
 impl Release {
     /// What becomes of it with `event`, at `now` of its own time.
@@ -57,7 +57,6 @@ impl Release {
         self.hold(Hold::Incident, on_trial && incident, effects);
         self.hold(Hold::Imbalance, on_trial && observed.imbalance, effects);
         self.hold(Hold::Provider, on_trial && observed.provider_error, effects);
-        self.hold(Hold::Overflow, on_trial && observed.overflow, effects);
         if let Some(trigger) = observed.warning.as_ref().filter(|_| on_trial)
             && self.holds.insert(Hold::Paused, self.now).is_none()
         {
@@ -91,7 +90,7 @@ impl Release {
         if let Some(trigger) = &observed.critical {
             return Some((self.plan.on_critical, Cause::Trigger { trigger: trigger.clone() }));
         }
-        let metric = observed.regressed.as_ref().filter(|_| !observed.imbalance && !observed.overflow)?;
+        let metric = observed.regressed.as_ref().filter(|_| !observed.imbalance)?;
         Some((self.plan.on_regressed, Cause::Regressed { metric: metric.clone() }))
     }
 

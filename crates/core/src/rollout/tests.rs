@@ -165,7 +165,6 @@ fn what_hits_both_is_nobodys_fault() {
 fn a_comparison_that_does_not_hold_is_no_verdict() {
     for what in [
         Observed { imbalance: true, ..bad() },
-        Observed { overflow: true, ..bad() },
         Observed { provider_error: true, ..well() },
         Observed { warning: Some("slow".to_owned()), ..well() },
     ] {
@@ -349,7 +348,7 @@ fn observed() -> impl Strategy<Value = Observed> {
     (
         (prop::bool::weighted(0.95), prop::bool::weighted(0.95), prop::bool::weighted(0.9)),
         (text(), text(), text(), text()),
-        (rarely(), rarely(), rarely(), rarely()),
+        (rarely(), rarely(), rarely()),
         0_u64..300,
         prop::option::of(any::<bool>()),
     )
@@ -364,7 +363,6 @@ fn observed() -> impl Strategy<Value = Observed> {
             stable_in_trouble: flags.0,
             imbalance: flags.1,
             provider_error: flags.2,
-            overflow: flags.3,
             requests,
             recovered,
             ..Observed::default()
