@@ -212,9 +212,8 @@ async fn damaged_changes_stop_the_start() {
     let said = Said::of(command);
     assert_eq!(said.code, Some(1));
     assert!(
-        said.err.contains(
-            "\nerror: the run-time changes in `./state/intent.json` are damaged: the end is missing"
-        ),
+        said.err
+            .contains("error: the run-time changes in `./state/intent.json` are damaged: the end is missing"),
         "{}",
         said.err
     );

@@ -151,7 +151,7 @@ async fn a_good_version_is_promoted_and_can_be_left_again() {
     let _load = Load::on(backstop.addr);
     phase(&backstop, "rolled back").await;
     let history = history(&backstop);
-    for told in ["v2 is promoted", "v2 goes back: by local: second thoughts", "v1 is as well as before"] {
+    for told in ["v2 is promoted", "v2 goes back: by local: second thoughts", "v1 serves"] {
         assert!(history.contains(told), "no `{told}` in\n{history}");
     }
     drop(load);

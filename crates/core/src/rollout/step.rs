@@ -210,7 +210,11 @@ impl Release {
             Some(true) => (Phase::RolledBack, Severity::Info, "is as well as before the release"),
             _ if in_time => return,
             Some(false) => (Phase::VerifyFailed, Severity::Critical, "is not as well as before the release"),
-            None => (Phase::RolledBack, Severity::Warning, "has had too little traffic to tell how it is"),
+            None => (
+                Phase::RolledBack,
+                Severity::Warning,
+                "serves; there is too little to tell whether it is as well as before",
+            ),
         };
         let news = format!("{} {news}", self.stable);
         self.enter(phase);
