@@ -65,19 +65,28 @@ pub fn table(results: &Results) -> String {
         let _ = writeln!(text, "{}: {} ({expected})", case.name, case.what);
         let _ = writeln!(
             text,
-            "  {:<10} {:>6} {:>18} {:>9} {:>6} {:>14} {:>16} {:>14}",
-            "rule", "runs", "sent back", "promoted", "held", "minutes", "canary requests", "bad answers"
+            "  {:<10} {:>6} {:>18} {:>9} {:>6} {:>6} {:>14} {:>16} {:>14}",
+            "rule",
+            "runs",
+            "sent back",
+            "promoted",
+            "held",
+            "early",
+            "minutes",
+            "canary requests",
+            "bad answers"
         );
         for rule in &case.rules {
             let back = &rule.rolled_back;
             let _ = writeln!(
                 text,
-                "  {:<10} {:>6} {:>18} {:>9} {:>6} {:>14} {:>16} {:>14}",
+                "  {:<10} {:>6} {:>18} {:>9} {:>6} {:>6} {:>14} {:>16} {:>14}",
                 rule.rule,
                 rule.runs,
                 format!("{} ({})", percent(back.share), interval(rule)),
                 rule.promoted,
                 rule.held,
+                rule.early,
                 spread(rule.minutes),
                 spread(rule.canary_requests),
                 spread(rule.bad_answers),
@@ -158,16 +167,21 @@ fn found(results: &Results, page: &mut String) {
         page,
         "\n## Sent back for a reason\n\nIn % of {} runs, and what it took from when the fault began: minutes, requests that the \
          canary got,\nand those of them that failed or were answered with nothing (which the gateway's retries hide from \
-         clients).\n\n![requests until a bad version is sent back](decision-exposure.svg)\n\n",
+         clients).\nA rule that sends back nearly everything sends back bad versions early, too: this is to be read \
+         with the table above.\n\n![requests until a bad version is sent back](decision-exposure.svg)\n\n",
         results.runs_of_others
     );
     heading("case", page);
     let cell = |rule: &RuleResult| {
+        let early = match rule.early {
+            0 => String::new(),
+            early => format!("<br>{} before the fault", percent(early as f64 / rule.runs as f64)),
+        };
         if rule.rolled_back.count == 0 {
-            return "never".to_owned();
+            return format!("never{early}");
         }
         format!(
-            "**{}**<br>{} min<br>{} requests<br>{} bad",
+            "**{}**<br>{} min<br>{} requests<br>{} bad{early}",
             percent(rule.rolled_back.share),
             spread(rule.minutes),
             spread(rule.canary_requests),

@@ -31,6 +31,8 @@ pub struct RuleResult {
     pub rule: String,
     pub runs: u64,
     pub rolled_back: Share,
+    /// Sent back before anything was wrong.
+    pub early: u64,
     pub promoted: u64,
     /// Neither, as long as anybody looked.
     pub held: u64,
@@ -66,20 +68,25 @@ pub(crate) struct Outcome {
 
 impl RuleResult {
     pub(crate) fn of(rule: &str, onset: f64, outcomes: &[Outcome]) -> Self {
-        let ended =
-            |decision| outcomes.iter().filter(move |it| it.end.is_some_and(|end| end.decision == decision));
-        let (back, promoted) = (ended(Decision::RolledBack), ended(Decision::Promoted).count() as u64);
-        let runs = outcomes.len() as u64;
-        let rolled_back = Share::of(back.clone().count() as u64, runs);
+        let ended = |decision| move |it: &&Outcome| it.end.is_some_and(|end| end.decision == decision);
+        let (early, back): (Vec<&Outcome>, Vec<&Outcome>) = outcomes
+            .iter()
+            .filter(ended(Decision::RolledBack))
+            .partition(|it| it.end.is_some_and(|end| end.at < onset));
+        let promoted = outcomes.iter().filter(ended(Decision::Promoted)).count() as u64;
+        let (runs, early) = (outcomes.len() as u64, early.len() as u64);
+        let rolled_back = Share::of(back.len() as u64, runs);
+        let spread = |of: &dyn Fn(&Outcome) -> f64| Spread::of(back.iter().map(|it| of(it)).collect());
         Self {
             rule: rule.to_owned(),
             runs,
             rolled_back,
+            early,
             promoted,
-            held: runs - promoted - rolled_back.count,
-            minutes: Spread::of(back.clone().filter_map(|it| Some(it.end?.at - onset)).collect()),
-            canary_requests: Spread::of(back.clone().map(|it| it.exposure.requests as f64).collect()),
-            bad_answers: Spread::of(back.map(|it| it.exposure.bad as f64).collect()),
+            held: runs - promoted - rolled_back.count - early,
+            minutes: spread(&|it| it.end.map_or(0.0, |end| end.at - onset)),
+            canary_requests: spread(&|it| it.exposure.requests as f64),
+            bad_answers: spread(&|it| it.exposure.bad as f64),
         }
     }
 }
@@ -122,6 +129,25 @@ mod tests {
             let share = Share::of(count, runs);
             assert!((share.low - low).abs() < 1e-4 && (share.high - high).abs() < 1e-4, "{share:?}");
         }
+    }
+
+    #[test]
+    fn what_is_sent_back_before_anything_is_wrong_is_told_apart() {
+        let outcome = |decision, at| {
+            let end = Some(End { decision, at });
+            Outcome { end, exposure: Exposure { requests: 7, bad: 2 } }
+        };
+        let held = Outcome { end: None, exposure: Exposure::default() };
+        let outcomes = [
+            outcome(Decision::RolledBack, 10.0),
+            outcome(Decision::RolledBack, 63.0),
+            outcome(Decision::Promoted, 100.0),
+            held,
+        ];
+        let result = RuleResult::of("a rule", 60.0, &outcomes);
+        assert_eq!((result.early, result.rolled_back.count, result.promoted, result.held), (1, 1, 1, 1));
+        assert_eq!(result.minutes, Some(Spread { median: 3.0, p90: 3.0 }));
+        assert_eq!(result.canary_requests, Some(Spread { median: 7.0, p90: 7.0 }));
     }
 
     #[test]
