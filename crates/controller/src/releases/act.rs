@@ -1,0 +1,251 @@
+//! Decisions are kept and carried out, in the order that is safe.
+
+use std::sync::Arc;
+
+use backstop_core::event::What;
+use backstop_core::rollout::{Command, Effect, Event, Release, Severity, Way};
+use backstop_store::{Commit, CommitError, Fence, HistoryEntry, Key, Op};
+use serde_json::json;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::kept;
+use super::{COMMIT_TIMEOUT, Failure, Kept, LEASE, Releases, Running, key, lock};
+use crate::change::Actor;
+use crate::control::{Control, Deed, Order, unix_millis};
+use crate::notify;
+use crate::routes::{Active, Route};
+
+/// Of what has waited for the store, so much is kept with one commit: it takes only so many.
+const MOST_AT_ONCE: usize = 80;
+
+impl Releases {
+    /// What is served may be ahead of what is known here: a rollback asks nobody.
+    pub(super) fn adopt(&self, running: &mut Running) {
+        let release = &mut running.kept.release;
+        let route = self.control.route_of(&release.service);
+        let Some(served) = route.and_then(|route| route.active).map(|active| active.release) else { return };
+        if served.id != release.id || served.epoch <= release.epoch {
+            return;
+        }
+        let now = release.now.max(served.now);
+        let text = match &served.cause {
+            Some(cause) => format!("{} has gone back: {cause}", served.canary),
+            None => format!("{}: {}", served.canary, served.phase),
+        };
+        let mut effects = vec![Effect::Tell(Severity::Critical, text)];
+        effects.extend(served.phase.is_final().then_some(Effect::Account));
+        *release = Release { now, ..served };
+        running.unsaved = true;
+        self.note(running, &effects, &Actor::Release);
+        self.show(&running.kept);
+        self.announce(&running.kept, &effects);
+    }
+
+    /// Whether the gateway has what the release says.
+    pub(super) fn is_served(&self, kept: &Kept) -> bool {
+        let route = self.control.route_of(&kept.release.service);
+        let served = route.and_then(|route| route.active);
+        // A later one has taken its place.
+        served.is_some_and(|served| served.release.id > kept.release.id || served == kept.active())
+    }
+
+    /// Tells the store and the gateway what they may not have been told.
+    pub(super) async fn settle(&self, running: &mut Running) {
+        let kept = self.keep(running).await;
+        if let Err(error) = kept.and_then(|()| self.serve(running, Order::KeepFirst, &Actor::Release)) {
+            debug!(%error, service = running.kept.release.service, "the release is not settled yet");
+        }
+        self.show(&running.kept);
+    }
+
+    /// Keeps and carries out what was decided, in the order that is safe.
+    pub(super) async fn advance(
+        &self,
+        running: &mut Running,
+        next: Release,
+        effects: Vec<Effect>,
+        actor: &Actor,
+    ) -> Result<(), Failure> {
+        let (given, gives) = (running.kept.release.given(), next.given());
+        let (now, outstanding) = (next.now, running.outstanding.len());
+        let before = (running.kept.release.clone(), running.kept.timeline.clone());
+        running.kept.release = next;
+        running.kept.sample();
+        self.note(running, &effects, actor);
+        if gives < given {
+            self.serve(running, Order::ServeFirst, actor)?;
+        }
+        if let Err(error) = self.keep(running).await {
+            let service = &running.kept.release.service;
+            if gives > given {
+                // As if it had not been decided; it will be again. What was seen stays, and so does the time.
+                warn!(%error, service, "a larger share waits for the store");
+                (running.kept.release, running.kept.timeline) = before;
+                running.kept.release.now = now;
+                running.outstanding.truncate(outstanding);
+                return Err(error);
+            }
+            if !effects.is_empty() {
+                warn!(%error, service, "the store will be told of the release later");
+            }
+        }
+        if gives >= given {
+            self.serve(running, Order::KeepFirst, actor)?;
+        }
+        self.show(&running.kept);
+        self.announce(&running.kept, &effects);
+        Ok(())
+    }
+
+    /// Puts what `effects` say into the account of the release, the history and the outbox.
+    pub(super) fn note(&self, running: &mut Running, effects: &[Effect], actor: &Actor) {
+        let now = unix_millis();
+        for (index, effect) in effects.iter().enumerate() {
+            let Effect::Tell(severity, text) = effect else { continue };
+            running.kept.tell(now, *severity, text.clone());
+            let told = notify::of_release(&running.kept.release, (now, index), *severity, text);
+            running.outstanding.push(told);
+        }
+        if effects.contains(&Effect::Account) {
+            running.kept.ended_at = Some(now);
+        }
+        let kept = &running.kept;
+        let release = &kept.release;
+        if effects.is_empty() {
+            return;
+        }
+        let told: Vec<&str> = effects.iter().filter_map(told).collect();
+        running.outstanding.push(Op::Append(HistoryEntry {
+            at: now,
+            actor: actor.to_string(),
+            service: release.service.clone(),
+            kind: "release".to_owned(),
+            subject: release.id.clone(),
+            body: json!({
+                "phase": release.phase.to_string(),
+                "version": release.canary,
+                "stable": release.exposure().stable,
+                "share": kept.share(),
+                "cause": release.cause,
+                "told": told,
+                "evidence": kept.judgement(),
+            }),
+        }));
+    }
+
+    /// Makes the gateway serve what the release says, unless it is further already.
+    pub(super) fn serve(&self, running: &Running, order: Order, actor: &Actor) -> Result<(), Failure> {
+        let active = running.kept.active();
+        serve(&self.control, active, order, actor)
+    }
+
+    /// Tells the store.
+    pub(super) async fn keep(&self, running: &mut Running) -> Result<(), Failure> {
+        let release = &running.kept.release;
+        let key = key(&["release", &release.service]);
+        let value = serde_json::to_vec(&running.kept).map_err(|error| Failure::Unkept(error.to_string()))?;
+        let mut ops = vec![Op::Put { key: key.clone(), value: value.clone() }];
+        if release.phase.is_final() {
+            ops.push(Op::Put { key: archive(&release.service, &release.id), value });
+        }
+        // The rest comes with the next look.
+        let sent = running.outstanding.len().min(MOST_AT_ONCE);
+        ops.extend(running.outstanding.iter().take(sent).cloned());
+        let epoch = lock(&self.epoch).ok_or(Failure::NotLeading)?;
+        let fence = Some(Fence { lease: LEASE.to_owned(), epoch });
+        let commit = Commit { fence, expect: vec![(key, running.revision)], ops };
+        running.unsaved = true;
+        let committed = match timeout(COMMIT_TIMEOUT, self.store.commit(commit)).await {
+            Ok(committed) => committed.map_err(Failure::Store),
+            Err(_) => Err(Failure::Unkept(format!("it has not answered for {} s", COMMIT_TIMEOUT.as_secs()))),
+        };
+        if committed.is_err() && running.in_doubt == 0 {
+            running.in_doubt = sent;
+        }
+        match committed {
+            Ok(revision) => {
+                running.revision = Some(revision);
+                running.outstanding.drain(..sent);
+                running.in_doubt = 0;
+                running.unsaved = !running.outstanding.is_empty();
+                Ok(())
+            }
+            Err(Failure::Store(CommitError::Conflict { found, .. })) => {
+                // Our own commit that was given up and happened all the same, since nobody else writes here. What it
+                // brought with it is there, too.
+                running.revision = found;
+                running.outstanding.drain(..running.in_doubt.min(running.outstanding.len()));
+                running.in_doubt = 0;
+                Err(Failure::Unkept("it had more to do than was waited for".to_owned()))
+            }
+            Err(Failure::Store(CommitError::Fenced { .. })) => {
+                *lock(&self.epoch) = None;
+                Err(Failure::NotLeading)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn show(&self, kept: &Kept) {
+        lock(&self.seen).insert(kept.release.service.clone(), Arc::new(kept.clone()));
+    }
+
+    pub(super) fn announce(&self, kept: &Kept, effects: &[Effect]) {
+        let release = &kept.release;
+        for effect in effects {
+            let Effect::Tell(severity, text) = effect else { continue };
+            self.control.data_plane().emit(What::Release {
+                service: release.service.clone(),
+                release: release.id.clone(),
+                version: release.canary.clone(),
+                phase: release.phase.to_string(),
+                share: kept.share(),
+                severity: *severity,
+                reason: text.clone(),
+            });
+        }
+    }
+}
+
+/// Takes all traffic from the version on trial. Nobody is asked, and the store is told later.
+pub(crate) fn send_back(
+    control: &Control,
+    actor: &Actor,
+    service: &str,
+    reason: &str,
+) -> Result<(), Failure> {
+    let route = control.route_of(service).ok_or_else(|| Failure::UnknownService(service.to_owned()))?;
+    let active = route.active.ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
+    let readiness = kept::readiness(&control.data_plane().status(), &active.release);
+    let (actor_name, reason) = (actor.to_string(), reason.to_owned());
+    let command = Command::Rollback { way: Way::Instant, actor: actor_name, reason };
+    let event = Event::Command { command, stable_ready: readiness.stable, canary_ready: readiness.canary };
+    let (release, _) = active.release.step(event, active.release.now).map_err(Failure::Command)?;
+    serve(control, Active { release, ..active }, Order::ServeFirst, actor)
+}
+
+/// Serves a release as it is in `active`, unless what is served is further already.
+fn serve(control: &Control, active: Active, order: Order, actor: &Actor) -> Result<(), Failure> {
+    let Release { id, service, canary, phase, epoch, .. } = active.release.clone();
+    let deed = Deed { actor, action: "release", subject: format!("{canary} of {service}: {phase}") };
+    let change = |before: Route| {
+        let is_further = |served: &Active| {
+            served.release.id > id || (served.release.id == id && served.release.epoch > epoch)
+        };
+        let further = before.active.as_ref().is_some_and(is_further);
+        (!further).then(|| before.with(active, unix_millis()))
+    };
+    control.route(&service, order, &deed, change).map_err(Failure::Refused)
+}
+
+fn told(effect: &Effect) -> Option<&str> {
+    match effect {
+        Effect::Tell(_, text) => Some(text),
+        _ => None,
+    }
+}
+
+fn archive(service: &str, id: &str) -> Key {
+    key(&["ended", service, id])
+}

@@ -1,0 +1,46 @@
+//! [`Failure`]: why something about a release could not be done.
+
+use backstop_store::{CommitError, StoreError};
+
+use crate::change::Refusal;
+
+/// Why something about a release could not be done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("there is no service `{0}`")]
+    UnknownService(String),
+    #[error("service `{service}` has no version `{version}`; it has {known}")]
+    UnknownVersion { service: String, version: String, known: String },
+    #[error("service `{service}` has no release `{id}`")]
+    UnknownRelease { service: String, id: String },
+    #[error("service `{0}` has no release")]
+    NoRelease(String),
+    #[error("service `{service}` has a release under way: `{release}`, {phase}")]
+    UnderWay { service: String, release: String, phase: String },
+    #[error("`{0}` is the stable version already")]
+    IsStable(String),
+    #[error("`{version}` was sent back by release `{release}` ({reason}) and has not been changed since")]
+    Vetoed { version: String, release: String, reason: String },
+    #[error("the release under way goes back to `{stable}`, not to `{to}`")]
+    Elsewhere { stable: String, to: String },
+    #[error("service `{0}` has no earlier version to go back to")]
+    NoEarlier(String),
+    #[error("{0}")]
+    Command(backstop_core::rollout::Refused),
+    #[error("nothing can be decided by these guardrails: {0}")]
+    Plan(backstop_core::evidence::PlanError),
+    #[error("another Backstop decides about the releases in this store")]
+    NotLeading,
+    #[error("the release could not be kept: {0}")]
+    Unkept(String),
+    #[error(transparent)]
+    Store(#[from] CommitError),
+    #[error(transparent)]
+    Refused(Refusal),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(CommitError::Store(error))
+    }
+}
