@@ -5,6 +5,7 @@ mod changes;
 mod document;
 mod events;
 mod requests;
+mod routes;
 mod server;
 
 use std::path::{Path, PathBuf};

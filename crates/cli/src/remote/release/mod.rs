@@ -232,16 +232,17 @@ fn watch(of: &Of) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// What has happened since so many moments; gives how many there are.
-fn print_news(release: &Release, told: usize, json: bool) -> anyhow::Result<usize> {
-    for moment in release.timeline.iter().skip(told) {
+/// What has happened since `told`; gives when the last of it did. Of a long release the middle is left out, so that moments
+/// can't be counted.
+fn print_news(release: &Release, told: u64, json: bool) -> anyhow::Result<u64> {
+    for moment in release.timeline.iter().filter(|moment| moment.at > told) {
         if json {
             println!("{}", serde_json::to_string(moment)?);
         } else {
             println!("{}  {:<10}  {}", text::time(moment.at), moment.phase, moment.text);
         }
     }
-    Ok(release.timeline.len().max(told))
+    Ok(release.timeline.last().map_or(told, |last| last.at.max(told)))
 }
 
 fn list(of: &Of) -> anyhow::Result<ExitCode> {
