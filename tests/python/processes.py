@@ -124,14 +124,15 @@ class Sim(Process):
 
 
 class Llama(Process):
-    """A real llama.cpp server with a small model. It keeps its port through `restart`."""
+    """A real llama.cpp server with a small model, or that of a file. It keeps its port through `restart`."""
 
     engine = "llama.cpp"
 
-    def __init__(self, folder: pathlib.Path, name: str = "llama"):
+    def __init__(self, folder: pathlib.Path, name: str = "llama", model: pathlib.Path | None = None):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        super().__init__(name, [sys.executable, LLAMA_SERVER, "--port", str(self.port)], folder)
+        command = [sys.executable, LLAMA_SERVER, "--port", str(self.port)]
+        super().__init__(name, command + (["--model", str(model)] if model else []), folder)
         self.start()
 
     def ready(self, since: int = 0) -> "Llama":
