@@ -216,6 +216,10 @@ async fn attempts(shared: &Shared, routed: &Routed, record: &mut Record) -> Resu
         let table = failover::current_table(shared, routed).await;
         let next = failover::next(&table, routed, &mut past, ACROSS);
         let Some(Choice { version, lease, .. }) = shared.unless_closing(next).await.flatten() else {
+            // What it has nothing left of may just have been replaced.
+            if shared.phase() != Phase::Closing && !Arc::ptr_eq(&table, &shared.table.load()) {
+                continue;
+            }
             if shared.phase() != Phase::Closing {
                 record.lost(&Fault::NoEndpoint);
             }

@@ -186,6 +186,7 @@ impl Linker {
     fn link(&self, spec: &TableSpec, reason: &str) {
         let table = Arc::new(Table::link(spec, &self.registry));
         self.shared.table.store(Arc::clone(&table));
+        self.registry.let_go();
         self.registry.retain(&table, reason);
         table.forget_others(&*self.shared.rates);
     }

@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backstop_core::standby::Away;
-use backstop_core::table::{CacheSpec, DependencySpec, EndpointSpec, ServiceSpec, TableSpec, TrialSpec};
+use backstop_core::table::{
+    CacheSpec, DependencySpec, Duty, EndpointSpec, ServiceSpec, TableSpec, TrialSpec,
+};
 
 use crate::admission::Gate;
 use crate::cache::Cache;
@@ -39,6 +41,8 @@ pub(crate) struct Registry {
     pub(crate) discovery: Discovery,
     /// For the table that is linked last.
     trust: Mutex<Trust>,
+    /// Orders to give no more work to an endpoint, until the table serves that has others for it.
+    leaving: Mutex<Vec<(Arc<Endpoint>, Duty)>>,
     pub(crate) events: Arc<Events>,
 }
 
@@ -75,6 +79,7 @@ impl Registry {
             dependencies: Mutex::default(),
             discovery: Discovery::new(Arc::clone(&events)),
             trust: Mutex::default(),
+            leaving: Mutex::default(),
             events,
         }
     }
@@ -111,7 +116,12 @@ impl Registry {
             }
             if **entry.endpoint.settings.load() != settings {
                 entry.endpoint.settings.store(Arc::new(settings));
-                entry.endpoint.obey(spec.duty);
+                if spec.duty == Duty::Active {
+                    entry.endpoint.obey(spec.duty);
+                } else {
+                    let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+                    leaving.push((Arc::clone(&entry.endpoint), spec.duty));
+                }
                 entry.endpoint.suspicion.notify_one();
             }
             return Arc::clone(&entry.endpoint);
@@ -124,6 +134,14 @@ impl Registry {
         ];
         entries.insert(id, Entry { endpoint: Arc::clone(&endpoint), _probes: probes });
         endpoint
+    }
+
+    /// Lets endpoints go as the table says that is served by now. Before, requests would have found nothing in its place.
+    pub(crate) fn let_go(&self) {
+        let leaving = std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner));
+        for (endpoint, duty) in leaving {
+            endpoint.obey(duty);
+        }
     }
 
     /// The counts of a version: those it has, or new ones.

@@ -115,3 +115,37 @@ async fn the_near_region_serves_while_it_can() {
         assert_eq!(world.requests()[far], before + 1, "the other region takes over");
     }
 }
+
+/// The endpoint is let go of only when the table with the other one serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nobody_meets_a_version_that_is_left_for_another() {
+    let mut world = World::versions(Default::default(), |_| {}).await;
+    let addr = world.addr;
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            tokio::spawn(async move {
+                loop {
+                    let reply = chat(addr, false).await;
+                    assert_eq!(reply.status, 200, "{}", reply.text());
+                }
+            })
+        })
+        .collect();
+    for turn in 0..200 {
+        let (left, stable) = if turn % 2 == 0 { (0, 1) } else { (1, 0) };
+        world.apply(|spec| {
+            spec.services[0].versions.iter_mut().for_each(|it| it.endpoints[0].duty = Duty::Active);
+        });
+        world.until_all(State::Healthy).await;
+        assert_eq!(chat(addr, false).await.status, 200);
+        world.apply(|spec| {
+            let service = &mut spec.services[0];
+            service.stable.clone_from(&service.versions[stable].name);
+            service.versions[left].endpoints[0].duty = Duty::Draining;
+        });
+    }
+    for client in clients {
+        assert!(!client.is_finished(), "{:?}", client.await);
+        client.abort();
+    }
+}
