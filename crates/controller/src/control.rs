@@ -12,10 +12,10 @@ use backstop_core::status::DependencyState;
 use backstop_core::table::{TableSpec, TokenSpec};
 use tracing::{error, info, warn};
 
-use crate::DataPlane;
 use crate::change::{Actor, Changed, EndpointChange, LastChange, Refusal, StartError, count};
 use crate::routes::{Route, Routes, RoutesFile};
 use crate::stored::{IntentFile, Stored};
+use crate::{DataPlane, crash};
 
 /// Texts of clients in events are cut at this length: a thousand events are kept.
 const LONGEST_TEXT: usize = 500;
@@ -327,7 +327,9 @@ impl Control {
     fn keep_routes(&self, routes: &Routes) -> Result<(), Refusal> {
         let path = || self.routes.path().display().to_string();
         let not_kept = |error: std::io::Error| Refusal::NotKept { path: path(), reason: error.to_string() };
+        crash::point("before-routes");
         let kept = self.routes.write(routes).map_err(not_kept);
+        crash::point("after-routes");
         self.routes_unkept.store(kept.is_err(), Relaxed);
         kept
     }
@@ -409,7 +411,9 @@ impl Control {
     ) -> Result<Arc<Current>, Refusal> {
         let revision = last_revision + 1;
         let table = compile(&config, &intent, &routes, revision);
+        crash::point("before-apply");
         self.data_plane.apply(&table).map_err(Refusal::DataPlane)?;
+        crash::point("after-apply");
         let now = unix_millis();
         let current = Arc::new(Current {
             needs_restart: needs_restart(&self.started_with, &config),

@@ -112,7 +112,7 @@ impl From<Refusal> for ApiError {
             Refusal::NoFailback(_) => Self::new(StatusCode::CONFLICT, "nothing_to_fail_back", message)
                 .hint("`GET /api/v1/services` shows the `tiers` of each version and their endpoints"),
             Refusal::Releasing { .. } => Self::new(StatusCode::CONFLICT, "release_under_way", message)
-                .hint("end it first: `backstop release status` shows how it stands"),
+                .hint("end it first: `backstop release status SERVICE` shows how it stands"),
             Refusal::Following => Self::new(StatusCode::SERVICE_UNAVAILABLE, "handed_over", message)
                 .hint("connect again: the new process answers at the same address"),
         }
@@ -129,7 +129,7 @@ impl From<Failure> for ApiError {
             Failure::UnknownRelease { .. } => (
                 StatusCode::NOT_FOUND,
                 "unknown_release",
-                "`backstop release list` shows those that there are",
+                "`backstop release list SERVICE` shows those that there are",
             ),
             Failure::NoRelease(_) => {
                 (StatusCode::NOT_FOUND, "no_release", "`backstop release start` begins one")
@@ -137,7 +137,7 @@ impl From<Failure> for ApiError {
             Failure::UnderWay { .. } => (
                 StatusCode::CONFLICT,
                 "release_under_way",
-                "a service has one release at a time; `backstop release status` shows how it stands",
+                "a service has one release at a time; `backstop release status SERVICE` shows how it stands",
             ),
             Failure::IsStable(_) => (StatusCode::CONFLICT, "is_stable", ""),
             Failure::Vetoed { .. } => {

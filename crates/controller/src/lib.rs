@@ -8,6 +8,7 @@ mod api;
 mod auth;
 mod change;
 mod control;
+mod crash;
 mod error;
 mod extract;
 mod notify;

@@ -11,6 +11,8 @@ use backstop_config::Intent;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::crash;
+
 /// Definitions of endpoints may hold keys.
 const ONLY_US: u32 = 0o600;
 
@@ -158,6 +160,7 @@ pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     file.set_permissions(std::fs::Permissions::from_mode(ONLY_US))?;
     file.write_all(text)?;
     file.sync_all()?;
+    crash::point("before-rename");
     std::fs::rename(&new, path)?;
     directory.sync_all()
 }

@@ -24,7 +24,7 @@ const SLOW: &str = "    release:
 ";
 
 /// Versions `v1`, `v2`, … of a service, each on an engine of its own.
-fn config(sims: &[&Sim], release: &str) -> String {
+pub(crate) fn config(sims: &[&Sim], release: &str) -> String {
     let versions: String = (1..)
         .zip(sims)
         .map(|(n, sim)| {

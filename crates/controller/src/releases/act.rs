@@ -13,8 +13,8 @@ use super::kept;
 use super::{COMMIT_TIMEOUT, Failure, Kept, LEASE, Releases, Running, key, lock};
 use crate::change::Actor;
 use crate::control::{Control, Deed, Order, unix_millis};
-use crate::notify;
 use crate::routes::{Active, Route};
+use crate::{crash, notify};
 
 /// Of what has waited for the store, so much is kept with one commit: it takes only so many.
 const MOST_AT_ONCE: usize = 80;
@@ -156,6 +156,9 @@ impl Releases {
         let fence = Some(Fence { lease: LEASE.to_owned(), epoch });
         let commit = Commit { fence, expect: vec![(key, running.revision)], ops };
         running.unsaved = true;
+        if sent > 0 {
+            crash::point("before-commit");
+        }
         let committed = match timeout(COMMIT_TIMEOUT, self.store.commit(commit)).await {
             Ok(committed) => committed.map_err(Failure::Store),
             Err(_) => Err(Failure::Unkept(format!("it has not answered for {} s", COMMIT_TIMEOUT.as_secs()))),
@@ -165,6 +168,9 @@ impl Releases {
         }
         match committed {
             Ok(revision) => {
+                if sent > 0 {
+                    crash::point("after-commit");
+                }
                 running.revision = Some(revision);
                 running.outstanding.drain(..sent);
                 running.in_doubt = 0;

@@ -128,7 +128,9 @@ impl Analysis {
                 patience: if is_rate { settings.patience } else { Duration::ZERO },
             }
         });
-        let plan = Plan::new(metrics.collect(), settings.plan.steps.len())?;
+        // With all traffic there is nothing to compare.
+        let compared = settings.plan.steps.iter().filter(|step| step.buckets < super::ALL).count();
+        let plan = Plan::new(metrics.collect(), compared.max(1))?;
         Ok(Self {
             guardrails: settings.guardrails.clone(),
             triggers: settings.triggers.clone(),

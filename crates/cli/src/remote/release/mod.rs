@@ -30,14 +30,25 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 enum Command {
     Start(Start),
+    /// Show how the last release stands: split, evidence, what it waits for
     Status(Of),
+    /// Follow a release until it ends
+    ///
+    /// A live picture on a terminal, else a line for each thing that happens (`--json`: an object). Exits with 0 if the
+    /// version was promoted, and with 1 otherwise.
     Watch(Of),
+    /// Let it go no further; what it has it keeps, and it is still sent back if it is worse
     Pause(Of),
+    /// Let it go on; after its age has run out: for as long again
     Resume(Of),
+    /// Allow the next step, where `approval` is asked for
     Approve(Of),
+    /// Make the new version the stable one now
     Promote(Of),
+    /// Go back to the stable version; nothing is held against the other one
     Abort(Of),
     Rollback(Rollback),
+    /// List the releases of a service, the last one first
     List(Of),
     History(History),
     Report(Report),
@@ -207,9 +218,6 @@ fn show(remote: &Remote, release: Value) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Follow a release until it ends
-///
-/// Exits with 0 if the version was promoted, and with 1 otherwise.
 fn watch(of: &Of) -> anyhow::Result<ExitCode> {
     let admin = of.remote.connect()?;
     let path = path(&of.service, "release");
@@ -239,7 +247,7 @@ fn print_news(release: &Release, told: u64, json: bool) -> anyhow::Result<u64> {
         if json {
             println!("{}", serde_json::to_string(moment)?);
         } else {
-            println!("{}  {:<10}  {}", text::time(moment.at), moment.phase, moment.text);
+            println!("{}  {:<13}  {}", text::time(moment.at), moment.phase, moment.text);
         }
     }
     Ok(release.timeline.last().map_or(told, |last| last.at.max(told)))
