@@ -16,7 +16,7 @@ fn settings() -> Settings {
     Settings {
         kind: Kind::Canary,
         plan: Plan {
-            steps: vec![step(10_000), step(ALL)],
+            steps: vec![step(10_000), step(50_000), step(ALL)],
             bake: Duration::ZERO,
             max_age: Duration::from_secs(3_600),
             on_expiry: OnExpiry::Rollback,
