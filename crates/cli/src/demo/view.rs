@@ -8,7 +8,10 @@ use super::Summary;
 use super::load::Counts;
 use super::release::{Evidence, ReleaseView};
 use super::replica::EndpointView;
+use crate::remote::text::bar;
 
+/// Cells of a bar.
+const BAR: usize = 40;
 pub(super) const REFRESH: Duration = Duration::from_millis(100);
 
 #[derive(PartialEq, Eq)]
@@ -93,9 +96,11 @@ impl View {
         if let Some(ReleaseView { version, stable, phase, share, evidence, .. }) = &self.release {
             let Evidence { log, log_limit } = *evidence;
             out += &format!("\n  {stable} → {version}  {phase}\n");
-            out += &format!("  traffic   {} {:.0}%\n", bar(*share), share * 100.0);
-            out +=
-                &format!("  evidence  {} of what it takes to send it back\n", bar(log.max(0.0) / log_limit));
+            out += &format!("  traffic   {} {:.0}%\n", bar(*share, BAR), share * 100.0);
+            out += &format!(
+                "  evidence  {} of what it takes to send it back\n",
+                bar(log.max(0.0) / log_limit, BAR)
+            );
         }
         out += &format!("\n  {}\n\n", figures(counts));
         for note in self.notes.iter().rev().take(10).rev() {
@@ -128,13 +133,6 @@ impl View {
     fn paint(&self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
-}
-
-/// A share as a bar.
-fn bar(share: f64) -> String {
-    const CELLS: usize = 40;
-    let full = (share.clamp(0.0, 1.0) * CELLS as f64).round() as usize;
-    format!("{}{}", "█".repeat(full), "░".repeat(CELLS - full))
 }
 
 fn figures(counts: Counts) -> String {

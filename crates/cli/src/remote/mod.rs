@@ -11,7 +11,7 @@ pub(crate) mod reload;
 mod client;
 mod definition;
 mod table;
-mod text;
+pub(crate) mod text;
 
 use std::path::PathBuf;
 

@@ -1,4 +1,10 @@
-//! Points in time, for people.
+//! Points in time and shares, for people.
+
+/// A share, 0–1, as a bar of so many cells.
+pub(crate) fn bar(share: f64, cells: usize) -> String {
+    let full = (share.clamp(0.0, 1.0) * cells as f64).round() as usize;
+    format!("{}{}", "█".repeat(full), "░".repeat(cells - full))
+}
 
 /// Milliseconds since the Unix epoch as `2026-11-22T09:31:02Z`.
 pub(crate) fn time(millis: u64) -> String {

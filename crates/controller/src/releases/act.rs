@@ -69,7 +69,8 @@ impl Releases {
     ) -> Result<(), Failure> {
         let (given, gives) = (running.kept.release.given(), next.given());
         let (now, outstanding) = (next.now, running.outstanding.len());
-        let before = (running.kept.release.clone(), running.kept.timeline.clone());
+        // Only a larger share is ever taken back.
+        let before = (gives > given).then(|| (running.kept.release.clone(), running.kept.timeline.clone()));
         running.kept.release = next;
         running.kept.sample();
         self.note(running, &effects, actor);
@@ -78,7 +79,7 @@ impl Releases {
         }
         if let Err(error) = self.keep(running).await {
             let service = &running.kept.release.service;
-            if gives > given {
+            if let Some(before) = before {
                 // As if it had not been decided; it will be again. What was seen stays, and so does the time.
                 warn!(%error, service, "a larger share waits for the store");
                 (running.kept.release, running.kept.timeline) = before;

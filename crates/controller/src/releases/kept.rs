@@ -113,7 +113,7 @@ impl Kept {
         let share = self.share();
         let is_news = |last: &Sample| last.share.to_bits() != share.to_bits() || at - last.at >= pause;
         if self.samples.last().is_none_or(is_news) {
-            self.samples.push(Sample { at, share, log_m: self.judgement().log_m });
+            self.samples.push(Sample { at, share, log_m: self.analysis.log_m() });
         }
     }
 

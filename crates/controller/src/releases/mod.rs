@@ -299,16 +299,13 @@ impl Releases {
                 send_back(&self.control, &actor, service, reason)?;
             }
             let (this, service) = (Arc::clone(self), service.to_owned());
-            let told = tokio::spawn(async move { this.put_on_record(&service).await });
-            return told.await.unwrap_or_else(|_| Err(Failure::Unkept("the command failed".to_owned())));
+            return to_its_end(async move { this.put_on_record(&service).await }).await;
         }
         if lock(&self.epoch).is_none() {
             return Err(Failure::NotLeading);
         }
-        // It goes on if the client leaves.
         let (this, service) = (Arc::clone(self), service.to_owned());
-        let obeyed = tokio::spawn(async move { this.obey(&actor, &service, command).await });
-        obeyed.await.unwrap_or_else(|_| Err(Failure::Unkept("the command failed".to_owned())))
+        to_its_end(async move { this.obey(&actor, &service, command).await }).await
     }
 
     /// Takes up what is served already.
@@ -393,6 +390,14 @@ impl Releases {
             HistoryFilter { service: Some(service.to_owned()), limit, before, ..HistoryFilter::default() };
         Ok(self.store.history(&filter).await?)
     }
+}
+
+/// Does what an operator wants, also if the client leaves meanwhile.
+async fn to_its_end(
+    work: impl Future<Output = Result<Arc<Kept>, Failure>> + Send + 'static,
+) -> Result<Arc<Kept>, Failure> {
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|_| Err(Failure::Unkept("the command failed".to_owned())))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

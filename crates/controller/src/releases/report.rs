@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use backstop_core::evidence::Verdict;
+use backstop_core::evidence::{Verdict, likelihood};
 use backstop_core::report::Quantiles;
 use backstop_core::rollout::{Phase, Severity};
 use jiff::Timestamp;
@@ -91,8 +91,8 @@ fn evidence(kept: &Kept, out: &mut String) {
         "\n## Evidence\n\nHow many times more likely what was seen is if {} is worse than if it is not: {}. From {} on it \
          is sent back. Only the first attempt of each request counts, and of each unit one event of a kind in a step.\n",
         kept.release.canary,
-        odds(judgement.log_m),
-        odds(judgement.log_certain),
+        likelihood(judgement.log_m),
+        likelihood(judgement.log_certain),
     );
     if let Some(p) = judgement.imbalance {
         let _ =
@@ -114,7 +114,7 @@ fn evidence(kept: &Kept, out: &mut String) {
             out,
             "| {} | {verdict} | {} | {} | {} |",
             metric.name,
-            odds(metric.log_e),
+            likelihood(metric.log_e),
             bad.join(", "),
             ratios.join(", ")
         );
@@ -193,11 +193,6 @@ fn span(millis: u64) -> String {
         (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
         (hours, minutes, _) => format!("{hours} h {minutes} min"),
     }
-}
-
-/// Evidence as odds; a logarithm above a million says no more.
-fn odds(log: f64) -> String {
-    if log > 1e6f64.ln() { "over 1,000,000".to_owned() } else { format!("{:.1}", log.exp()) }
 }
 
 fn ratio(low: f64, high: f64) -> String {

@@ -9,7 +9,7 @@ use backstop_core::rollout::{
 use rand::RngExt;
 use tracing::warn;
 
-use super::{DryRun, Failure, Kept, Releases, Running, kept, lock};
+use super::{DryRun, Failure, Kept, Releases, Running, kept, lock, to_its_end};
 use crate::change::Actor;
 use crate::control::{Current, Order, unix_millis};
 use crate::routes::Route;
@@ -28,10 +28,8 @@ pub(crate) struct Wanted {
 impl Releases {
     /// Begins to release a version.
     pub(crate) async fn start(self: &Arc<Self>, actor: Actor, wanted: Wanted) -> Result<Arc<Kept>, Failure> {
-        // It goes on if the client leaves.
         let this = Arc::clone(self);
-        let started = tokio::spawn(async move { this.begin(&actor, &wanted).await });
-        started.await.unwrap_or_else(|_| Err(Failure::Unkept("the release failed".to_owned())))
+        to_its_end(async move { this.begin(&actor, &wanted).await }).await
     }
 
     async fn begin(&self, actor: &Actor, wanted: &Wanted) -> Result<Arc<Kept>, Failure> {
@@ -101,9 +99,7 @@ impl Releases {
     ) -> Result<Arc<Kept>, Failure> {
         let (this, service) = (Arc::clone(self), service.to_owned());
         let (to, reason) = (to.map(str::to_owned), reason.to_owned());
-        let back =
-            tokio::spawn(async move { this.leave(&actor, &service, to.as_deref(), way, &reason).await });
-        back.await.unwrap_or_else(|_| Err(Failure::Unkept("the rollback failed".to_owned())))
+        to_its_end(async move { this.leave(&actor, &service, to.as_deref(), way, &reason).await }).await
     }
 
     async fn leave(

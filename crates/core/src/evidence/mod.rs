@@ -42,7 +42,7 @@ pub use means::{Difference, Sample, difference};
 pub use plan::{MetricPlan, Plan, PlanError};
 pub use process::{Arms, Range};
 use process::{Logs, Process, log_sum};
-pub use verdict::{Judgement, MetricVerdict, Rules, Verdict};
+pub use verdict::{Judgement, MetricVerdict, Rules, Verdict, likelihood};
 
 /// Evidence for a release, by which it may be sent back. What is kept of it are counts; all else follows from them.
 #[derive(Debug, Clone, Serialize, Deserialize)]

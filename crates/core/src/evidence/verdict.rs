@@ -124,6 +124,11 @@ impl Case<'_> {
     }
 }
 
+/// How many times as likely as chance, from its natural logarithm; above a million a number says nothing more.
+pub fn likelihood(log: f64) -> String {
+    if log > 1e6f64.ln() { "over 1,000,000".to_owned() } else { format!("{:.1}", log.exp()) }
+}
+
 /// Evidence in words.
 fn odds(log_e: f64) -> String {
     // Beyond that a number says nothing to anybody.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::settings::{Guardrail, Settings, Trigger};
-use super::{Observed, Severity};
+use super::{Observed, Severity, millis};
 use crate::evidence::{
     Arms, Assigned, Bad, Evidence, Judgement, MetricPlan, Overdue, Plan, PlanError, Rules,
 };
@@ -292,6 +292,11 @@ impl Analysis {
         self.evidence.judge(&Rules { alpha: self.alpha, min_requests }, requests, &assigned)
     }
 
+    /// Natural logarithm of the evidence that the canary is worse.
+    pub fn log_m(&self) -> f64 {
+        self.evidence.log_m()
+    }
+
     /// How things are at `now`, in milliseconds of the release's time.
     /// `age` is how long the present step has lasted; `None` before the first.
     pub fn observe(
@@ -488,8 +493,4 @@ fn counts(arm: &ArmReport) -> Counts {
 
 fn events_of(epoch: &EpochReport) -> BTreeSet<BadEvent> {
     epoch.stable.bad.iter().chain(&epoch.canary.bad).map(|bad| bad.event).collect()
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -353,3 +353,7 @@ impl Release {
         u32::try_from(step).unwrap_or(u32::MAX)
     }
 }
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

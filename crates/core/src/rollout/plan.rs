@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// All of the buckets: a share of 100 %.
-pub const ALL: u32 = 100_000;
+pub const ALL: u32 = crate::assign::BUCKETS;
 
 /// How a release goes on, and what ends it. It is kept with the release: a change of the file changes the next one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 use super::{
     ALL, Cause, Command, Effect, Event, Hold, Observed, OnExpiry, Phase, Refused, Release, Severity, Way,
+    millis,
 };
 
 /// While one of these lasts, the time of a phase does not count.
@@ -308,10 +309,6 @@ impl Release {
             effects.push(Effect::Tell(severity, format!("{} is held up: {hold}", self.canary)));
         }
     }
-}
-
-fn millis(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A share as an operator would write it.

@@ -3,11 +3,12 @@
 use std::fmt::Write;
 
 use anstyle::{AnsiColor, Style};
+use backstop_core::evidence::likelihood;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::table::{Cell, Column, Paper, Room, render as table_of};
-use super::super::text;
+use super::super::text::{self, bar};
 
 /// Cells of a bar.
 const BAR: usize = 30;
@@ -128,7 +129,10 @@ pub(super) fn render(release: &Release, paper: Paper) -> String {
         line("sent back", &paint(cause, Some(AnsiColor::Red), paper));
     }
     let steps: Vec<String> = release.steps.iter().map(|share| percent(*share)).collect();
-    line("split", &format!("{} {} of {}", bar(summary.share), percent(summary.share), steps.join(" → ")));
+    line(
+        "split",
+        &format!("{} {} of {}", bar(summary.share, BAR), percent(summary.share), steps.join(" → ")),
+    );
     let (here, all) = (release.requests, release.requests_in_all);
     line(
         "requests",
@@ -162,9 +166,9 @@ pub(super) fn render(release: &Release, paper: Paper) -> String {
         "evidence",
         &format!(
             "{} {} of {}",
-            bar(evidence.log.max(0.0) / evidence.log_limit),
-            odds(evidence.log),
-            odds(evidence.log_limit)
+            bar(evidence.log.max(0.0) / evidence.log_limit, BAR),
+            likelihood(evidence.log),
+            likelihood(evidence.log_limit)
         ),
     );
     if let Some(p) = evidence.imbalance {
@@ -264,11 +268,6 @@ fn paint(text: &str, colour: Option<AnsiColor>, paper: Paper) -> String {
     format!("{style}{text}{style:#}")
 }
 
-fn bar(share: f64) -> String {
-    let full = (share.clamp(0.0, 1.0) * BAR as f64).round() as usize;
-    format!("{}{}", "█".repeat(full), "░".repeat(BAR - full))
-}
-
 fn percent(share: f64) -> String {
     let percent = (share * 1e5).round() / 1e3;
     format!("{percent}%")
@@ -283,9 +282,4 @@ fn duration(seconds: f64) -> String {
         (0, hours, minutes, _) => format!("{hours}h{minutes}m"),
         (days, hours, ..) => format!("{days}d{hours}h"),
     }
-}
-
-/// How many times as likely, in words.
-fn odds(log: f64) -> String {
-    if log > 1e6f64.ln() { "over 1,000,000".to_owned() } else { format!("{:.1}", log.exp()) }
 }
