@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use clap::ValueEnum;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -195,6 +195,10 @@ impl Prober {
         self.send(Method::GET, path, "").await.map(drop)
     }
 
+    pub(crate) async fn post(&self, path: &str, body: &'static str) -> Result<()> {
+        self.send(Method::POST, path, body).await.map(drop)
+    }
+
     pub(crate) async fn text(&self, path: &str) -> Result<String> {
         Ok(String::from_utf8(self.send(Method::GET, path, "").await?.into())?)
     }
@@ -226,7 +230,7 @@ impl Prober {
         let answer = self.client.request(request).await?;
         let status = answer.status();
         let body = answer.into_body().collect().await?.to_bytes();
-        ensure!(status == StatusCode::OK, "`{path}` answered {status}: {}", String::from_utf8_lossy(&body));
+        ensure!(status.is_success(), "`{path}` answered {status}: {}", String::from_utf8_lossy(&body));
         Ok(body)
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::child::{self, Child};
 use crate::load::{Case, Prober};
@@ -78,6 +78,8 @@ struct Launch {
     env: Vec<(&'static str, String)>,
     /// Name in the site's directory and content.
     file: Option<(&'static str, String)>,
+    /// The port of its control API, if a release of `v2` is to be under way.
+    releases: Option<u16>,
 }
 
 impl Peer {
@@ -133,7 +135,7 @@ impl Peer {
             cpus: &[],
             connections,
         };
-        let Launch { args, env, file } = (self.launch)(&site);
+        let Launch { args, env, file, .. } = (self.launch)(&site);
         let program = match self.source {
             Source::Own => "backstop-bench",
             _ => self.name,
@@ -160,6 +162,15 @@ impl Peer {
         let child = Child::spawn(program, &args, &launch.env, site.cpus, log)?;
         let mut running = Running { peer: self, port: site.port, child };
         running.wait_until_ready(case).await?;
+        if let Some(port) = launch.releases {
+            let control = Prober::new(port);
+            control.post("/api/v1/services/bench/releases", r#"{"to":"v2"}"#).await?;
+            let deadline = Instant::now() + START;
+            while !control.text("/api/v1/services/bench/release").await?.contains(r#""phase":"step 1""#) {
+                ensure!(Instant::now() < deadline, "the release does not begin");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
         Ok(running)
     }
 }

@@ -25,6 +25,7 @@ pub(crate) fn render(results: &Results) -> String {
     if let Some(failover) = &results.failover {
         tables::failover(&mut page, failover);
     }
+    tables::rollbacks(&mut page, &results.rollbacks);
     surroundings(&mut page, results);
     method(&mut page, results);
     setups(&mut page, results);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::Case;
 use crate::measure::{Machine, Spread};
-use crate::peer::roster::{BASES, NO_RESUME};
+use crate::peer::roster::{BASES, NO_RESUME, RELEASING};
 
 /// Raised when a field changes its meaning.
 pub(crate) const FORMAT: u32 = 2;
@@ -29,6 +29,8 @@ pub(crate) struct Results {
     pub(crate) idle: Vec<IdleResult>,
     /// `None` if it was not measured.
     pub(crate) failover: Option<Failover>,
+    #[serde(default)]
+    pub(crate) rollbacks: Vec<Rollback>,
     pub(crate) bars: Vec<Bar>,
 }
 
@@ -56,6 +58,29 @@ impl Failover {
     pub(crate) fn gap_ratio(&self) -> f64 {
         self.gap_p50_ms / (self.per_token_ms / 2.0 + self.first_token_ms)
     }
+}
+
+/// A version was sent back again and again under load, while nothing could be written to the store.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Rollback {
+    pub(crate) rounds: u32,
+    /// Of all services in the table.
+    pub(crate) endpoints: u32,
+    pub(crate) clients: u32,
+    /// Small ones, of all rounds.
+    pub(crate) requests: u32,
+    pub(crate) failed: u32,
+    /// That were open when the version was sent back, of all rounds.
+    pub(crate) streams: u32,
+    /// Streams whose client has the whole text in the end, once.
+    pub(crate) whole: u32,
+    /// From the table's arrival at the gateway until it serves.
+    pub(crate) swap_ms: Spread,
+    /// From the operator's order to the beginning of the last request that was still assigned to the version; 0 if
+    /// there was none.
+    pub(crate) last_assigned_ms: Spread,
+    /// From the operator's order to its answer, which waits for the store for a while.
+    pub(crate) answered_ms: Spread,
 }
 
 /// A peer that died or answered wrongly; it has no figures for that case.
@@ -227,6 +252,10 @@ impl Results {
             let backstop = result.peers.iter().find(|part| part.peer == "backstop")?;
             Some(backstop.summary.as_ref()?.cpu_ratio.get(base)?.median)
         };
+        let split = self.cases.iter().find(|result| result.case == Case::Plain).and_then(|result| {
+            let releasing = result.peers.iter().find(|part| part.peer == RELEASING)?;
+            Some(releasing.summary.as_ref()?.cpu_ratio.get("backstop")?.median)
+        });
         let open = Case::Idle9000.connections();
         let memory = || {
             // With fewer streams the cost of the first ones weighs too much.
@@ -235,14 +264,17 @@ impl Results {
             let backstop = result.peers.iter().find(|part| part.peer == "backstop")?;
             Some(backstop.summary.as_ref()?.kib_per_stream.median)
         };
+        let swap = self.rollbacks.first().map(|rollback| rollback.swap_ms.max);
         let gap = self.failover.map(|failover| failover.gap_ratio());
         vec![
             Bar::new("Silence of a stream that is carried on", 1.2, "× first token", gap),
+            Bar::new("Swap of a rollback, longest", 1.0, "ms", swap),
             Bar::new("CPU per small chat completion", 1.3, "× bare", cpu(Case::Plain, "bare")),
             Bar::new("CPU per small chat completion", 0.5, "× vllm-router", cpu(Case::Plain, "vllm-router")),
             Bar::new("CPU per stream of 100 chunks", 1.3, "× bare", cpu(Case::Sse100, "bare")),
             Bar::new("CPU per stream of 100 chunks", 1.05, "× without resume", cpu(Case::Sse100, NO_RESUME)),
             Bar::new("CPU per chunk of paced streams", 1.05, "× without resume", cpu(Case::Paced, NO_RESUME)),
+            Bar::new("CPU per small chat completion, split", 1.1, "× without release", split),
             Bar::new(&format!("Memory per stream, {open} open"), 24.0, "KiB", memory()),
         ]
     }

@@ -3,6 +3,8 @@
 mod cpu;
 mod failover;
 mod memory;
+mod rollback;
+mod site;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,7 +17,7 @@ use crate::load::Case;
 use crate::measure::{Machine, utc_now};
 use crate::peer::roster::PEERS;
 use crate::peer::{self, Peer, Running, Site, Tools};
-use crate::results::{FORMAT, Failover, Failure, Parameters, Part, PeerInfo, Results};
+use crate::results::{FORMAT, Failover, Failure, Parameters, Part, PeerInfo, Results, Rollback};
 
 const MIB: f64 = 1024.0; // in KiB
 
@@ -30,7 +32,7 @@ pub(crate) struct Args {
     /// Result file
     #[arg(long, default_value = "bench/results/latest.json")]
     pub(crate) out: PathBuf,
-    /// Peers to measure, of `bare`, `nginx`, `haproxy`, `backstop`, `backstop-no-resume`, `vllm-router`, `sglang-router`, `litellm`
+    /// Peers to measure, of `bare`, `nginx`, `haproxy`, `backstop`, `backstop-no-resume`, `backstop-releasing`, `vllm-router`, `sglang-router`, `litellm`
     /// [default: all]
     #[arg(long, value_delimiter = ',', hide_default_value = true, default_values_t = all_peers())]
     peers: Vec<String>,
@@ -40,6 +42,9 @@ pub(crate) struct Args {
     /// Streams under which one of four replicas dies; 0 to leave that out
     #[arg(long, default_value_t = 500)]
     failover_streams: u32,
+    /// Rollbacks to measure under load; 0 to leave that out
+    #[arg(long, default_value_t = 5)]
+    rollbacks: u32,
     /// Worker threads (nginx, LiteLLM: processes) of each peer
     #[arg(long, default_value_t = 1)]
     threads: usize,
@@ -124,8 +129,10 @@ pub(crate) async fn run(args: &Args) -> Result<Results> {
     }
     let streams = if args.quick { args.failover_streams / 10 } else { args.failover_streams };
     let failover = if streams > 0 { runner.failover(streams).await } else { None };
+    let rollbacks = if args.rollbacks > 0 { runner.rollbacks(args.rollbacks).await } else { Vec::new() };
     let mut results = runner.finish(machine);
     (results.cases, results.idle, results.failover) = (cases, idle, failover);
+    results.rollbacks = rollbacks;
     results.derive();
     Ok(results)
 }
@@ -193,6 +200,34 @@ impl Runner {
                 None
             }
         }
+    }
+
+    /// With a small table and a large one; nothing if Backstop is not in the run, or the measurement went wrong.
+    async fn rollbacks(&mut self, rounds: u32) -> Vec<Rollback> {
+        const OTHERS: [u32; 2] = [0, 1_000];
+        let mut measured = Vec::new();
+        let backstop = self.peers.iter().find(|(peer, _)| peer.name == "backstop").cloned();
+        let Some((_, program)) = backstop else { return measured };
+        for others in OTHERS {
+            match rollback::measure(&program, rounds, others).await {
+                Ok(result) => {
+                    eprintln!(
+                        "rollback, {} endpoints: swap {:.2} ms, last request assigned {:.1} ms after the order, {} of {} requests failed",
+                        result.endpoints,
+                        result.swap_ms.median,
+                        result.last_assigned_ms.max,
+                        result.failed,
+                        result.requests
+                    );
+                    measured.push(result);
+                }
+                Err(error) => {
+                    eprintln!("rollback failed: {error:#}");
+                    self.notes.push(format!("The rollback could not be measured: {error:#}"));
+                }
+            }
+        }
+        measured
     }
 
     /// Takes a peer out of a case: its figures there are not to be trusted.
@@ -275,6 +310,7 @@ impl Runner {
             cases: Vec::new(),
             idle: Vec::new(),
             failover: None,
+            rollbacks: Vec::new(),
             bars: Vec::new(),
         }
     }

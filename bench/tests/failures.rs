@@ -75,6 +75,8 @@ impl Scratch {
                 "--no-pin",
                 "--failover-streams",
                 "0",
+                "--rollbacks",
+                "0",
                 "--idle-interval",
                 "1",
                 "--backstop",

@@ -6,10 +6,13 @@
 use super::{Launch, Limits, Peer, Site, Source};
 
 /// Peers that ratios are taken to, if they are in the run. The first two are in every table.
-pub(crate) const BASES: [&str; 4] = ["bare", "nginx", "vllm-router", NO_RESUME];
+pub(crate) const BASES: [&str; 5] = ["bare", "nginx", "vllm-router", NO_RESUME, "backstop"];
 
 /// What carrying streams on elsewhere costs those that need not be.
 pub(crate) const NO_RESUME: &str = "backstop-no-resume";
+
+/// What a release under way costs the requests that it splits.
+pub(crate) const RELEASING: &str = "backstop-releasing";
 
 pub(crate) static PEERS: &[Peer] = &[
     Peer {
@@ -51,6 +54,14 @@ pub(crate) static PEERS: &[Peer] = &[
         readiness: Some("/health/readiness"),
         limits: None,
         launch: backstop_without_resume,
+    },
+    Peer {
+        name: RELEASING,
+        about: "the same as the first with a release under way: each request is assigned to one of two versions, and is evidence",
+        source: Source::Backstop,
+        readiness: Some("/health/readiness"),
+        limits: None,
+        launch: backstop_releasing,
     },
     Peer {
         name: "vllm-router",
@@ -167,6 +178,18 @@ fn backstop_without_resume(site: &Site) -> Launch {
     backstop_with(site, "    resume: { attempts: 0 }\n")
 }
 
+/// Both versions are the same upstream, so that nothing else differs.
+fn backstop_releasing(site: &Site) -> Launch {
+    let launch = backstop_with(
+        site,
+        "    release: { steps: [{ weight: 50%, hold: 1h }, { weight: 100% }], alpha: 0.000001 }\n",
+    );
+    let url = format!("http://127.0.0.1:{}", site.upstream);
+    let second = format!(", {{ name: v2, endpoints: [{{ url: \"{url}\", engine: vllm }}] }}]");
+    let file = launch.file.map(|(name, text)| (name, text.replacen("}] }]", &format!("}}] }}{second}"), 1)));
+    Launch { file, releases: Some(site.second_port), ..launch }
+}
+
 /// `more`: lines of the service.
 fn backstop_with(site: &Site, more: &str) -> Launch {
     let Site { port, second_port, upstream, .. } = site;
@@ -187,6 +210,7 @@ services:
         args: words(&format!("serve --access-log off --threads {threads} -c"), [path]),
         env: vec![("TOKIO_WORKER_THREADS", threads)],
         file: Some(("backstop.yaml", config)),
+        releases: None,
     }
 }
 
@@ -196,7 +220,7 @@ fn vllm_router(site: &Site) -> Launch {
         "--host 127.0.0.1 --port {port} --worker-urls http://127.0.0.1:{upstream} --policy round_robin \
          --log-level warning --prometheus-port {second_port} --request-timeout-secs 86400"
     );
-    Launch { args: words(&flags, []), env: tokio_env(site), file: None }
+    Launch { args: words(&flags, []), env: tokio_env(site), ..Launch::default() }
 }
 
 fn sglang_router(site: &Site) -> Launch {
@@ -206,7 +230,7 @@ fn sglang_router(site: &Site) -> Launch {
          --log-level warn --prometheus-host 127.0.0.1 --prometheus-port {second_port} \
          --request-timeout-secs 86400 --shutdown-grace-period-secs 1"
     );
-    Launch { args: words(&flags, []), env: tokio_env(site), file: None }
+    Launch { args: words(&flags, []), env: tokio_env(site), ..Launch::default() }
 }
 
 /// The routers take no option for the number of their threads.
@@ -238,6 +262,7 @@ fn litellm(site: &Site) -> Launch {
         args: words(&flags, [path]),
         env: env.map(|(key, value)| (key, value.to_owned())).into(),
         file: Some(("litellm.yaml", config)),
+        ..Launch::default()
     }
 }
 

@@ -4,7 +4,7 @@ use super::line;
 use crate::load::Case;
 use crate::measure::Spread;
 use crate::peer::roster::BASES;
-use crate::results::{CaseResult, Failover, IdleResult, Parameters, Part, Summary};
+use crate::results::{CaseResult, Failover, IdleResult, Parameters, Part, Rollback, Summary};
 
 /// Ratios to these peers are columns of every table.
 const COLUMNS: [&str; 2] = [BASES[0], BASES[1]];
@@ -87,6 +87,32 @@ pub(super) fn failover(page: &mut String, result: &Failover) {
             figure(*gap_max_ms)
         ),
     );
+}
+
+/// A version that is sent back.
+pub(super) fn rollbacks(page: &mut String, results: &[Rollback]) {
+    let Some(Rollback { clients, .. }) = results.first() else { return };
+    line(
+        page,
+        format_args!(
+            "\n## A version is sent back under load\n\n\
+             An operator sends back a version that has half of the traffic, of {clients} clients with small requests and of \
+             open streams, while nothing can be written to the store: another process holds its lock. Times are in ms.\n\n\
+             | endpoints in the table | rollbacks | until the new table serves | last request assigned to the version, after the \
+             order | answer to the operator | requests that failed | streams that were whole |\n\
+             |---|---|---|---|---|---|---|"
+        ),
+    );
+    for result in results {
+        let Rollback { rounds, endpoints, requests, failed, streams, whole, .. } = result;
+        let [swap, last, answer] = [result.swap_ms, result.last_assigned_ms, result.answered_ms].map(spread);
+        line(
+            page,
+            format_args!(
+                "| {endpoints} | {rounds} | {swap} | {last} | {answer} | {failed} of {requests} | {whole} of {streams} |"
+            ),
+        );
+    }
 }
 
 fn cpu_row<R>(page: &mut String, part: &Part<R, Summary>, summary: &Summary, timed: bool) {

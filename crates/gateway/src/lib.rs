@@ -47,10 +47,10 @@ mod trial;
 mod upstream;
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use backstop_core::event::{Event, What};
@@ -107,6 +107,8 @@ pub(crate) struct Shared {
     pub(crate) rates: Arc<dyn rate::Store>,
     pub(crate) machine: Arc<Machine>,
     pub(crate) deep_check: LastDeepCheck,
+    /// Nanoseconds from the order to serve the present table until it did.
+    pub(crate) swap: AtomicU64,
     /// Every service has had an endpoint that could serve.
     pub(crate) started: AtomicBool,
     pub(crate) certificates: Certificates,
@@ -174,18 +176,21 @@ struct Linker {
 
 impl Linker {
     fn apply(&self, spec: &TableSpec) -> Result<(), ApplyError> {
+        let ordered = clock::now();
         let mut serving = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
         self.registry.trust(spec)?;
         serving.clone_from(spec);
         self.registry.discovery.configure(&spec.dns);
-        self.link(spec, "no longer in the configuration");
+        self.link(spec, ordered, "no longer in the configuration");
         self.registry.events.emit(What::Table { revision: spec.revision });
         Ok(())
     }
 
-    fn link(&self, spec: &TableSpec, reason: &str) {
+    fn link(&self, spec: &TableSpec, ordered: Instant, reason: &str) {
         let table = Arc::new(Table::link(spec, &self.registry));
         self.shared.table.store(Arc::clone(&table));
+        let swap = u64::try_from(ordered.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.shared.swap.store(swap, Relaxed);
         self.registry.let_go();
         self.registry.retain(&table, reason);
         table.forget_others(&*self.shared.rates);
@@ -198,7 +203,7 @@ impl Linker {
             {
                 let spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
                 if self.shared.table.load().is_outdated() {
-                    self.link(&spec, "its host name leads elsewhere");
+                    self.link(&spec, clock::now(), "its host name leads elsewhere");
                 }
             }
             // Names that change together, or all the time.
@@ -217,6 +222,7 @@ impl Gateway {
             rates: Arc::new(rate::Memory::default()),
             machine: Arc::default(),
             deep_check: LastDeepCheck::default(),
+            swap: AtomicU64::new(0),
             started: AtomicBool::new(false),
             certificates: Certificates::default(),
             phases: watch::Sender::new(Phase::Running),

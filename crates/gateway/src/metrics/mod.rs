@@ -145,6 +145,8 @@ metrics! {
         "Sum of the times that the whole answers took (side: original or shadow).";
     VERSION_INFO = Gauge "backstop_version_info" &["service", "version", "env"],
         "1 for each version, with what it is: stable, or gray for all others. To be joined by version with the others.";
+    SWAP = Gauge "backstop_table_swap_seconds" &[],
+        "How long it took, from the order, until the table that serves now was in its place.";
     REVISION = Gauge "backstop_table_revision" &[],
         "Revision of the configuration that serves.";
     BUILD = Gauge "backstop_build_info" &["release"],
@@ -274,6 +276,7 @@ pub(crate) fn page(shared: &Shared, discovery: &Discovery) -> String {
         page.add(&CERTIFICATE, &[listener], end as f64);
     }
     page.add(&REVISION, &[], table.revision as f64);
+    page.add(&SWAP, &[], shared.swap.load(Relaxed) as f64 / 1e9);
     page.add(&BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
     if let Some(bytes) = resident_bytes() {
         page.add(&MEMORY, &[], bytes as f64);
