@@ -13,6 +13,8 @@ use super::site::{PER_TOKEN, Seen, Setup, follow};
 use crate::results::Failover;
 
 const REPLICAS: usize = 4;
+/// Of a replica.
+const FIRST_TOKEN: Duration = Duration::from_millis(200);
 /// Of each answer.
 const TOKENS: u32 = 200;
 /// How long all streams flow before the replica dies.
@@ -33,7 +35,7 @@ pub(super) async fn measure(backstop: &Path, streams: u32) -> Result<Failover> {
              versions:\n      - name: v1\n        endpoints:\n{endpoints}"
         )
     };
-    let mut setup = Setup::start(backstop, REPLICAS, TOKENS, config).await?;
+    let mut setup = Setup::start(backstop, (REPLICAS, FIRST_TOKEN), TOKENS, config).await?;
     let port = setup.port;
     let expected = follow(port, 0, &AtomicU32::new(0)).await?;
     ensure!(expected.done, "a stream of a healthy replica is not whole");

@@ -32,13 +32,14 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// How long requests are watched after the order.
 const WATCHED: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Endpoints of one of the services that nobody asks for.
-const PER_SERVICE: u32 = 10;
+/// Of a replica. Small requests are to be quick, so that the last one that is assigned is known well.
+const FIRST_TOKEN: Duration = Duration::from_millis(2);
+const REPLICAS: usize = 2;
 
 /// `backstop` is the program; its table has `others` endpoints of other services.
 pub(super) async fn measure(backstop: &Path, rounds: u32, others: u32) -> Result<Rollback> {
     let config = |directory: &Path, replicas: &[u16]| config(directory, replicas, others);
-    let setup = Setup::start(backstop, 2, TOKENS, config).await?;
+    let setup = Setup::start(backstop, (REPLICAS, FIRST_TOKEN), TOKENS, config).await?;
     let expected = follow(setup.port, 0, &AtomicU32::new(0)).await?;
     let load = Load::start(setup.port);
     let mut figures = Vec::new();
@@ -49,7 +50,7 @@ pub(super) async fn measure(backstop: &Path, rounds: u32, others: u32) -> Result
     let spread = |value: fn(&Figures) -> f64| Spread::of(figures.iter().map(value)).context("no rounds");
     Ok(Rollback {
         rounds,
-        endpoints: others + 2,
+        endpoints: others + REPLICAS as u32,
         clients: CLIENTS,
         requests,
         failed,
@@ -83,16 +84,12 @@ fn config(directory: &Path, replicas: &[u16], others: u32) -> String {
         version("v1", replicas[0]),
         version("v2", replicas[1])
     );
-    for service in 0..others / PER_SERVICE {
+    for service in 0..others / REPLICAS as u32 {
         // Nothing fails to be written to a text.
-        let _ = writeln!(
-            text,
-            "  - name: other-{service}\n    health: {{ interval: 60s }}\n    versions:\n      - name: v1\n        endpoints:"
-        );
-        for endpoint in 0..PER_SERVICE {
-            let (port, number) = (replicas[0], service * PER_SERVICE + endpoint);
-            let _ =
-                writeln!(text, "          - {{ url: \"http://127.0.0.1:{port}/{number}\", engine: sim }}");
+        let _ = writeln!(text, "  - name: other-{service}\n    health: {{ interval: 60s }}\n    versions:");
+        let _ = writeln!(text, "      - name: v1\n        endpoints:");
+        for port in replicas {
+            let _ = writeln!(text, "          - {{ url: \"http://127.0.0.1:{port}\", engine: sim }}");
         }
     }
     text
@@ -221,7 +218,11 @@ impl Load {
                             let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
                             answers.push(Answer { begun, is_sent_back });
                         }
-                        Err(_) => drop(failed.fetch_add(1, Ordering::Relaxed)),
+                        Err(error) => {
+                            if failed.fetch_add(1, Ordering::Relaxed) == 0 {
+                                eprintln!("  the first request that failed: {error:#}");
+                            }
+                        }
                     }
                     tokio::time::sleep(PAUSE).await;
                 }

@@ -13,7 +13,6 @@ use crate::child::{self, Child, Scratch};
 use crate::load::Prober;
 
 /// Of a replica.
-pub(super) const FIRST_TOKEN: Duration = Duration::from_millis(200);
 pub(super) const PER_TOKEN: Duration = Duration::from_millis(50);
 
 /// Backstop and replicas; ended on drop.
@@ -30,7 +29,7 @@ impl Setup {
     /// replicas.
     pub(super) async fn start(
         program: &Path,
-        replicas: usize,
+        (replicas, first_token): (usize, Duration),
         tokens: u32,
         config: impl FnOnce(&Path, &[u16]) -> String,
     ) -> Result<Self> {
@@ -39,7 +38,7 @@ impl Setup {
         let (mut children, mut ports) = (Vec::new(), Vec::new());
         for number in 0..replicas {
             let port = child::free_port()?;
-            let (first, next) = (FIRST_TOKEN.as_millis(), PER_TOKEN.as_millis());
+            let (first, next) = (first_token.as_millis(), PER_TOKEN.as_millis());
             let args = format!(
                 "engine-sim --listen 127.0.0.1:{port} --tokens {tokens} --ttft {first}ms --itl {next}ms"
             );
