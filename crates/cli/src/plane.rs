@@ -20,6 +20,10 @@ impl DataPlane for Plane {
         self.0.apply(table).map_err(|error| with_hint(&error, error.hint()))
     }
 
+    fn reroute(&self, table: &TableSpec) -> Result<(), String> {
+        self.0.reroute(table).map_err(|error| with_hint(&error, error.hint()))
+    }
+
     fn status(&self) -> Status {
         self.0.status()
     }

@@ -309,7 +309,7 @@ impl Control {
         if order == Order::KeepFirst {
             self.keep_routes(&routes).map_err(|refusal| self.refuse(deed, refusal))?;
         }
-        self.apply(before.revision, next, deed).map_err(|refusal| self.refuse(deed, refusal))?;
+        self.reroute(&before, next, deed).map_err(|refusal| self.refuse(deed, refusal))?;
         if order == Order::ServeFirst
             && let Err(refusal) = self.keep_routes(&routes)
         {
@@ -403,16 +403,26 @@ impl Control {
     }
 
     /// Gives the data plane a new table; once it has taken it, that is what is current.
-    fn apply(
+    fn apply(&self, last_revision: u64, next: Next, deed: &Deed<'_>) -> Result<Arc<Current>, Refusal> {
+        self.put(last_revision, next, deed, |table| self.data_plane.apply(table))
+    }
+
+    /// The same if nothing but the routes is another.
+    fn reroute(&self, before: &Current, next: Next, deed: &Deed<'_>) -> Result<Arc<Current>, Refusal> {
+        self.put(before.revision, next, deed, |table| self.data_plane.reroute(table))
+    }
+
+    fn put(
         &self,
         last_revision: u64,
         Next { config, loaded_at, intent, routes }: Next,
         deed: &Deed<'_>,
+        put: impl FnOnce(&TableSpec) -> Result<(), String>,
     ) -> Result<Arc<Current>, Refusal> {
         let revision = last_revision + 1;
         let table = compile(&config, &intent, &routes, revision);
         crash::point("before-apply");
-        self.data_plane.apply(&table).map_err(Refusal::DataPlane)?;
+        put(&table).map_err(Refusal::DataPlane)?;
         crash::point("after-apply");
         let now = unix_millis();
         let current = Arc::new(Current {

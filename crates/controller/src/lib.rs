@@ -45,6 +45,15 @@ pub trait DataPlane: Send + Sync + 'static {
     /// Why it can't be served, such as a certificate file that can't be read. Then the old table goes on serving.
     fn apply(&self, table: &TableSpec) -> Result<(), String>;
 
+    /// The same for a table that differs from the one in service only in who gets what: it must not wait.
+    ///
+    /// # Errors
+    ///
+    /// Why it can't; then it goes on with the table before.
+    fn reroute(&self, table: &TableSpec) -> Result<(), String> {
+        self.apply(table)
+    }
+
     fn status(&self) -> Status;
 
     /// All metrics, in Prometheus' text format.

@@ -181,13 +181,29 @@ impl Linker {
         self.registry.trust(spec)?;
         serving.clone_from(spec);
         self.registry.discovery.configure(&spec.dns);
-        self.link(spec, ordered, "no longer in the configuration");
+        let table = Table::link(spec, &self.registry, None);
+        self.put(table, ordered, "no longer in the configuration");
         self.registry.events.emit(What::Table { revision: spec.revision });
         Ok(())
     }
 
-    fn link(&self, spec: &TableSpec, ordered: Instant, reason: &str) {
-        let table = Arc::new(Table::link(spec, &self.registry));
+    fn reroute(&self, spec: &TableSpec) -> Result<(), ApplyError> {
+        let ordered = clock::now();
+        let mut serving = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.registry.trusts(spec) {
+            drop(serving);
+            return self.apply(spec);
+        }
+        let table = Table::link(spec, &self.registry, Some((&serving, &self.shared.table.load())));
+        self.put(table, ordered, "no longer in the table");
+        serving.clone_from(spec);
+        self.registry.events.emit(What::Table { revision: spec.revision });
+        Ok(())
+    }
+
+    /// Lets `table` serve.
+    fn put(&self, table: Table, ordered: Instant, reason: &str) {
+        let table = Arc::new(table);
         self.shared.table.store(Arc::clone(&table));
         let swap = u64::try_from(ordered.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.shared.swap.store(swap, Relaxed);
@@ -203,7 +219,9 @@ impl Linker {
             {
                 let spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
                 if self.shared.table.load().is_outdated() {
-                    self.link(&spec, clock::now(), "its host name leads elsewhere");
+                    let ordered = clock::now();
+                    let table = Table::link(&spec, &self.registry, None);
+                    self.put(table, ordered, "its host name leads elsewhere");
                 }
             }
             // Names that change together, or all the time.
@@ -249,6 +267,16 @@ impl Gateway {
     /// Why it can't be served; then the one before it stays.
     pub fn apply(&self, spec: &TableSpec) -> Result<(), ApplyError> {
         self.linker.apply(spec)
+    }
+
+    /// The same for a table that differs from the one in service only in who gets what: no file is read for it, and services of
+    /// which it says the same stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// Why it can't be served; then the one before it stays.
+    pub fn reroute(&self, spec: &TableSpec) -> Result<(), ApplyError> {
+        self.linker.reroute(spec)
     }
 
     /// The certificate that a listener is to show, followed on disk while it lives; it is among the metrics.

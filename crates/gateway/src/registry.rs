@@ -91,6 +91,11 @@ impl Registry {
         Ok(())
     }
 
+    /// Whether all authorities that `spec` names have been read.
+    pub(crate) fn trusts(&self, spec: &TableSpec) -> bool {
+        self.trust.lock().unwrap_or_else(PoisonError::into_inner).covers(spec)
+    }
+
     /// The endpoint that a spec names, in its place: the one that is known, with its new settings, or a new one.
     pub(crate) fn endpoint(
         &self,

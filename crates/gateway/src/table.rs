@@ -137,7 +137,16 @@ impl Table {
         }
     }
 
-    pub(crate) fn link(spec: &TableSpec, registry: &Registry) -> Self {
+    /// Services of which `before` says the same, if it is given, are taken from the table that it was linked to.
+    pub(crate) fn link(spec: &TableSpec, registry: &Registry, before: Option<(&TableSpec, &Self)>) -> Self {
+        let before = before.filter(|(before, _)| before.region == spec.region);
+        let specs = before.into_iter().flat_map(|(before, _)| &before.services);
+        let specs: HashMap<&str, &ServiceSpec> = specs.map(|it| (it.name.as_str(), it)).collect();
+        let linked = |service: &ServiceSpec| {
+            let is_same = specs.get(service.name.as_str()).is_some_and(|before| *before == service);
+            let linked = before.filter(|_| is_same)?.1.services.get(service.name.as_str())?;
+            (!linked.is_outdated()).then(|| Arc::clone(linked))
+        };
         let mut table = Self {
             revision: spec.revision,
             identities: Identities::new(spec),
@@ -147,7 +156,8 @@ impl Table {
         let mut limits = spec.keys.iter().map(|key| key.limits);
         table.is_limited = limits.any(|limits| !limits.is_none());
         for service_spec in &spec.services {
-            let service = Arc::new(Service::link(service_spec, spec.region.as_deref(), registry));
+            let link = || Arc::new(Service::link(service_spec, spec.region.as_deref(), registry));
+            let service = linked(service_spec).unwrap_or_else(link);
             table.is_limited |= !service.limits.is_none() || !service.limits_per_user.is_none();
             for model in &service_spec.models {
                 table.models.insert(model.clone(), Arc::clone(&service));
@@ -186,8 +196,7 @@ impl Table {
 
     /// Whether a name has other endpoints by now.
     pub(crate) fn is_outdated(&self) -> bool {
-        let versions = self.services.values().flat_map(|service| &service.versions);
-        versions.flat_map(|version| &version.names).any(Linked::is_outdated)
+        self.services.values().any(|service| service.is_outdated())
     }
 
     pub(crate) fn targets(&self) -> impl Iterator<Item = &Target> {
@@ -275,6 +284,10 @@ impl Service {
             outlier: spec.outlier,
             failover: spec.failover.clone(),
         }
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.versions.iter().flat_map(|version| &version.names).any(Linked::is_outdated)
     }
 
     /// What a request is assigned to.

@@ -87,6 +87,11 @@ impl Trust {
         Ok(Self(trust))
     }
 
+    /// Whether it has what `spec` needs.
+    pub(crate) fn covers(&self, spec: &TableSpec) -> bool {
+        secured(spec).all(|(target, tls)| self.0.contains_key(&tls.ca) && server_name(target, tls).is_ok())
+    }
+
     /// How to make sure of a server that the table names; `None` if it is spoken to without TLS.
     pub(crate) fn client(&self, target: &Target, protocol: Protocol, tls: &TlsSpec) -> Option<ClientTls> {
         if target.scheme == Scheme::Http {

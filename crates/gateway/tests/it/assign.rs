@@ -164,6 +164,34 @@ async fn nobody_new_goes_to_a_version_that_was_taken_back() {
 
 /// Its users are served, and the canary answers for it.
 #[tokio::test]
+async fn services_are_routed_anew_each_for_itself() {
+    let mut world = split(BUCKETS, &[UnitSource::User]).await;
+    world.apply(|spec| {
+        let other = ServiceSpec {
+            name: "other".to_owned(),
+            models: vec!["other".to_owned()],
+            ..spec.services[0].clone()
+        };
+        spec.services.push(other);
+    });
+    let ask_for = async |world: &World, model: &str| {
+        let body = json!({ "model": model, "user": "u", "max_tokens": 1, "messages": [{ "role": "user", "content": "hi" }] });
+        version(&call(world.addr, "POST", CHAT, "", body.to_string().as_bytes()).await)
+    };
+    let both = async |world: &World| [ask_for(world, "chat").await, ask_for(world, "other").await];
+    assert_eq!(both(&world).await, ["v2", "v2"]);
+    world.reroute(|spec| spec.services[0].trial = Some(trial(0)));
+    assert_eq!(both(&world).await, ["v1", "v2"]);
+    world.reroute(|spec| spec.services[1].trial = None);
+    assert_eq!(both(&world).await, ["v1", "v1"]);
+    // What follows is compared with what serves, not with what served first.
+    world.reroute(|spec| spec.services[0].trial = Some(trial(BUCKETS)));
+    assert_eq!(both(&world).await, ["v2", "v1"]);
+    world.reroute(|spec| spec.services[0].versions[1].endpoints[0].duty = Duty::Draining);
+    assert_eq!(both(&world).await, ["v1", "v1"], "an endpoint that is drained gets nothing new");
+}
+
+#[tokio::test]
 async fn a_canary_that_nobody_serves_has_failed() {
     let mut world = World::versions(Default::default(), |service| service.trial = Some(trial(BUCKETS))).await;
     world.apply(|spec| spec.services[0].versions[1].endpoints[0].duty = Duty::Isolated);

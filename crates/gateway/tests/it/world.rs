@@ -186,6 +186,13 @@ impl World {
         self.gateway.apply(&self.spec).unwrap();
     }
 
+    /// The same of a table in which only who gets what is another.
+    pub(crate) fn reroute(&mut self, change: impl FnOnce(&mut TableSpec)) {
+        self.spec.revision += 1;
+        change(&mut self.spec);
+        self.gateway.reroute(&self.spec).unwrap();
+    }
+
     pub(crate) fn endpoints(&self) -> Vec<EndpointStatus> {
         let services = self.gateway.status().services;
         services.into_iter().flat_map(|it| it.versions).flat_map(|it| it.endpoints).collect()
