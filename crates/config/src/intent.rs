@@ -3,6 +3,8 @@
 //! The file stays as it is: an [`Intent`] is kept beside it and merged into it. A change names an endpoint by
 //! service, version and URL, and outlives a reload; one whose endpoint the file no longer has waits for it to return.
 
+mod restored;
+
 use std::collections::HashSet;
 
 use backstop_core::table::Duty;
@@ -14,6 +16,7 @@ use crate::problem::{Problems, alternatives};
 use crate::schema::Schema;
 use crate::units::Unit;
 use crate::{Config, check, source, types, validate};
+pub use restored::{LostKey, Restored};
 
 /// More changes than anybody makes by hand.
 const MOST_CHANGES: usize = 10_000;
@@ -22,6 +25,9 @@ const MOST_CHANGES: usize = 10_000;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Intent {
     endpoints: Vec<EndpointIntent>,
+    /// Services as snapshots had them, one each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    restored: Vec<Restored>,
 }
 
 /// What was changed about one endpoint.

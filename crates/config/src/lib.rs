@@ -17,7 +17,9 @@ mod intent;
 mod node;
 mod notify;
 mod order;
+mod outline;
 mod problem;
+mod raw;
 mod reference;
 mod release;
 mod schema;
@@ -40,8 +42,9 @@ use backstop_core::rollout::Settings;
 use backstop_core::table::{Digest, TableSpec};
 use serde_json::Value;
 
-pub use crate::intent::{EndpointIntent, Force, Intent, IntentError, Place, Standing};
+pub use crate::intent::{EndpointIntent, Force, Intent, IntentError, LostKey, Place, Restored, Standing};
 pub use crate::notify::{Form, Recipient, Topic};
+pub use crate::outline::Outline;
 pub use crate::problem::{Problem, Problems};
 pub use crate::units::Store;
 
@@ -52,6 +55,7 @@ const MOST_BYTES: u64 = 4 << 20;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     document: types::Document,
+    raw: raw::Raw,
 }
 
 /// Certificate and key of a listener, both PEM files.
@@ -112,6 +116,24 @@ impl Config {
         let found = self.document.services.iter().find(|found| found.name.0 == service)?;
         let stable = found.stable.as_ref().or_else(|| Some(&found.versions.first()?.name))?;
         Some(stable.0.clone())
+    }
+
+    /// Names of the services.
+    pub fn services(&self) -> impl Iterator<Item = &str> {
+        self.document.services.iter().map(|service| service.name.0.as_str())
+    }
+
+    /// A service in a few digits, to say later what has been changed.
+    pub fn outline(&self, service: &str) -> Option<Outline> {
+        let index = self.document.services.iter().position(|found| found.name.0 == service)?;
+        Some(Outline::of(&self.document.services[index], self.raw.services().get(index)))
+    }
+
+    /// The same with the changes of `intent` in it.
+    pub fn outline_with(&self, intent: &Intent, service: &str) -> Option<Outline> {
+        let document = intent.merged(&self.document);
+        let found = document.services.iter().find(|found| found.name.0 == service)?;
+        Some(Outline::of(found, None))
     }
 
     /// Names of a service's versions.
@@ -191,15 +213,20 @@ pub fn parse(text: &str, file: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
         let message = format!("the file is larger than {} MiB", MOST_BYTES >> 20);
         return Err(Problem::of_file(file, message).into());
     }
+    read_text(text, file, env)
+}
+
+fn read_text(text: &str, file: &str, env: &env::Env<'_>) -> Result<Config, Problems> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut problems = Vec::new();
-    let mut value = None;
+    let (mut value, mut raw) = (None, None);
     if let Some(root) = source::read(text, file, env, &mut problems) {
         value = check::check(&root, schema::Schema::shared(), file, &mut problems);
         validate::validate(&root, file, &mut problems);
+        raw = Some(raw::Raw::of(&root));
     }
-    match value.map(serde_json::from_value::<types::Document>) {
-        Some(Ok(document)) if problems.is_empty() => Ok(Config { document }),
+    match value.map(serde_json::from_value::<types::Document>).zip(raw) {
+        Some((Ok(document), raw)) if problems.is_empty() => Ok(Config { document, raw }),
         // The error's text may hold values from the environment; that there is one at all is our mistake.
         _ if problems.is_empty() => {
             let message = "the check let something through that can't be used".to_owned();

@@ -120,6 +120,14 @@ impl Problems {
         Problem::new(file, at, path.to_owned(), message).into()
     }
 
+    /// The same, of a text that nobody has written: where in it they are helps nobody.
+    pub(crate) fn without_places(mut self) -> Self {
+        for problem in &mut self.0 {
+            (problem.line, problem.column) = (0, 0);
+        }
+        self
+    }
+
     /// How many there are.
     #[expect(clippy::len_without_is_empty, reason = "there is always at least one")]
     pub fn len(&self) -> usize {

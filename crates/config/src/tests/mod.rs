@@ -6,6 +6,7 @@ mod notify;
 mod overload;
 mod reading;
 mod release;
+mod restored;
 mod targeting;
 mod values;
 
