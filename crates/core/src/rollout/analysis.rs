@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::counts::{Both, Counted};
+use super::seen::Seen;
 use super::settings::{Guardrail, Settings, Trigger};
-use super::{Observed, Severity, millis};
+use super::{Observed, millis};
 use crate::evidence::{
     Arms, Assigned, Bad, Evidence, Judgement, MetricPlan, Overdue, Plan, PlanError, Rules,
 };
@@ -19,26 +21,15 @@ use crate::table::{LatencyLimit, LatencyMetric};
 const LIMITS: usize = 4;
 /// So many answers have to be timed before they are taken for what is usual.
 const ENOUGH_TIMED: u64 = 100;
-/// The version can't serve for so long before that counts: a probe may come back.
-const DOWN_FOR: u64 = 3_000;
-/// Bad units of one kind that are kept apart, of all steps together.
-const MOST_UNITS: usize = 2048;
-/// How often a version may go down and come back within [`CRASHES_WITHIN`].
-const MOST_CRASHES: usize = 3;
-const CRASHES_WITHIN: u64 = 600_000;
-/// Requests that tell whether stable is well.
-const ENOUGH_TO_RECOVER: u64 = 20;
-/// How much more often than before stable may fail and still be as well as before: a factor, and a share.
-const RECOVERED: (f64, f64) = (2.0, 0.01);
 
 /// What is known of a release, apart from its state.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Analysis {
     guardrails: Vec<Guardrail>,
-    triggers: Vec<Trigger>,
+    pub(super) triggers: Vec<Trigger>,
     alpha: f64,
     warmup: u64,
-    patience: Duration,
+    pub(super) patience: Duration,
     evidence: Evidence,
     /// By metric, [`LIMITS`] each; empty until stable's times are known.
     limits: Vec<LatencyLimit>,
@@ -47,58 +38,14 @@ pub struct Analysis {
     /// Bad units, which count once in a step, and once in the release.
     seen: Vec<Seen>,
     /// When each trigger was set off last.
-    fired: BTreeMap<usize, u64>,
+    pub(super) fired: BTreeMap<usize, u64>,
     /// When the canary went down.
-    crashes: VecDeque<u64>,
+    pub(super) crashes: VecDeque<u64>,
     /// Since when it has been down.
-    down_since: Option<u64>,
+    pub(super) down_since: Option<u64>,
     /// What both arms had counted at moments of the last hour.
     #[serde(skip)]
-    past: VecDeque<(u64, Both)>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-struct Counted {
-    step: u32,
-    share: f64,
-    stable: Counts,
-    canary: Counts,
-}
-
-/// Counts of one arm.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// Requests that were assigned.
-    pub requests: u64,
-    /// Of them, those whose first attempt has ended.
-    pub ended: u64,
-    /// Distinct units, in a sample.
-    pub units: u64,
-    /// By the order of [`EVENTS`].
-    pub bad: [u64; EVENTS.len()],
-}
-
-/// Events that rates count.
-pub const EVENTS: [BadEvent; 5] =
-    [BadEvent::Error, BadEvent::Rejected, BadEvent::Empty, BadEvent::Length, BadEvent::Filtered];
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Both {
-    pub stable: Counts,
-    pub canary: Counts,
-}
-
-/// Units that had something happen to them in a step.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Seen {
-    event: BadEvent,
-    /// The last step in which each of them was.
-    #[serde(with = "units")]
-    units: BTreeMap<u64, u32>,
-    /// A step in which a gateway has counted too many: nothing of it counts any more, of either arm.
-    full: Option<u32>,
-    /// Units above it are left out, of both arms alike, since there are too many.
-    bound: u64,
+    pub(super) past: VecDeque<(u64, Both)>,
 }
 
 /// How the endpoints stand.
@@ -195,9 +142,7 @@ impl Analysis {
     pub fn take(&mut self, report: &TrialReport, now: u64, step: u32, age: u64) {
         let counted = self.counted.entry(report.boot).or_default();
         for epoch in &report.epochs {
-            let EpochReport { step, share, .. } = *epoch;
-            let sum = Counted { step, share, stable: counts(&epoch.stable), canary: counts(&epoch.canary) };
-            counted.insert(epoch.epoch, sum);
+            counted.insert(epoch.epoch, Counted::from(epoch));
         }
         let is_warm = age >= self.warmup;
         for epoch in &report.epochs {
@@ -227,7 +172,7 @@ impl Analysis {
     fn take_units(&mut self, epoch: &EpochReport, event: BadEvent, counts: bool, now: u64) {
         let seen = &mut self.seen;
         let index = seen.iter().position(|seen| seen.event == event).unwrap_or_else(|| {
-            seen.push(Seen { event, units: BTreeMap::new(), full: None, bound: u64::MAX });
+            seen.push(Seen::new(event));
             seen.len() - 1
         });
         let seen = &mut seen[index];
@@ -330,165 +275,6 @@ impl Analysis {
         self.pull_triggers(now, &mut observed);
         observed
     }
-
-    fn pull_triggers(&mut self, now: u64, observed: &mut Observed) {
-        for (index, trigger) in self.triggers.iter().enumerate() {
-            let window = millis(trigger.window);
-            let before = self.past.iter().rev().find(|(at, _)| now.saturating_sub(*at) >= window);
-            // Until the window is full, from the beginning.
-            let (Some((_, before)), Some((_, after))) = (before.or(self.past.front()), self.past.back())
-            else {
-                continue;
-            };
-            let breached = |before: &Counts, after: &Counts| {
-                let rate = after.rate_since(before, trigger);
-                rate.is_some_and(|rate| trigger.op.holds(rate, trigger.threshold))
-            };
-            if !breached(&before.canary, &after.canary) {
-                continue;
-            }
-            if breached(&before.stable, &after.stable) {
-                observed.stable_in_trouble = true;
-                continue;
-            }
-            let fired = self.fired.get(&index).filter(|_| trigger.severity != Severity::Critical);
-            if fired.is_some_and(|at| now.saturating_sub(*at) < millis(trigger.cooldown)) {
-                continue;
-            }
-            self.fired.insert(index, now);
-            let name = Some(trigger.to_string());
-            match trigger.severity {
-                Severity::Critical => observed.critical = name,
-                Severity::Warning => observed.warning = name,
-                Severity::Info => observed.noted = name,
-            }
-        }
-    }
-
-    /// Why the canary can't be tried any longer.
-    fn hard_stop(&mut self, now: u64, is_down: bool, age: Option<u64>) -> Option<String> {
-        if age.is_none() {
-            // It may take its time to come up.
-            (self.down_since, self.crashes) = (None, VecDeque::new());
-            return None;
-        }
-        if !is_down {
-            self.down_since = None;
-        } else if self.down_since.is_none() {
-            self.down_since = Some(now);
-            self.crashes.push_back(now);
-        }
-        while self.crashes.front().is_some_and(|at| now.saturating_sub(*at) > CRASHES_WITHIN) {
-            self.crashes.pop_front();
-        }
-        if self.down_since.is_some_and(|since| now.saturating_sub(since) >= DOWN_FOR) {
-            return Some("none of its endpoints can serve".to_owned());
-        }
-        let crashes = self.crashes.len();
-        (crashes >= MOST_CRASHES).then(|| format!("it went down {crashes} times within ten minutes"))
-    }
-
-    /// Whether stable fails no more in `step` than before.
-    fn recovered(&self, step: u32, age: u64, is_up: bool) -> Option<bool> {
-        let (all, now) = (self.counts(None).stable, self.counts(Some(step)).stable);
-        if !is_up {
-            return Some(false);
-        }
-        // Quick answers come first; and without a before nobody can tell.
-        let before = all.ended.saturating_sub(now.ended);
-        if now.ended < ENOUGH_TO_RECOVER || before < ENOUGH_TO_RECOVER || age < millis(self.patience) {
-            return None;
-        }
-        let share = |bad: u64, of: u64| if of == 0 { 0.0 } else { bad as f64 / of as f64 };
-        let before = share(all.bad[0] - now.bad[0], all.ended - now.ended);
-        let (factor, more) = RECOVERED;
-        Some(share(now.bad[0], now.ended) <= (before * factor).max(before + more))
-    }
-}
-
-impl Seen {
-    /// How many of `units` were never seen before, and how many in earlier steps only.
-    fn add(&mut self, units: Vec<u64>, step: u32) -> (u64, u64) {
-        let (mut new, mut again) = (0, 0);
-        let bound = self.bound;
-        for unit in units.into_iter().filter(|unit| *unit <= bound) {
-            match self.units.insert(unit, step) {
-                None => new += 1,
-                Some(before) if before < step => again += 1,
-                Some(before) => {
-                    self.units.insert(unit, before);
-                }
-            }
-        }
-        (new, again)
-    }
-
-    /// Forgets the units of early steps; if that is not enough, every other one is left out from now on.
-    fn make_room(&mut self, step: u32) {
-        if self.units.len() > MOST_UNITS {
-            self.units.retain(|_, last| *last >= step);
-        }
-        while self.units.len() > MOST_UNITS {
-            self.bound /= 2;
-            let bound = self.bound;
-            self.units.retain(|unit, _| *unit <= bound);
-        }
-    }
-}
-
-/// Units in few bytes: the steps, each with the hashes in hexadecimal digits.
-mod units {
-    use std::collections::BTreeMap;
-    use std::fmt::Write;
-
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(units: &BTreeMap<u64, u32>, s: S) -> Result<S::Ok, S::Error> {
-        let mut steps: BTreeMap<u32, String> = BTreeMap::new();
-        for (unit, step) in units {
-            // Nothing fails to be written to a text.
-            let _ = write!(steps.entry(*step).or_default(), "{unit:016x}");
-        }
-        steps.serialize(s)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<u64, u32>, D::Error> {
-        let mut units = BTreeMap::new();
-        for (step, text) in BTreeMap::<u32, String>::deserialize(d)? {
-            for digits in text.as_bytes().chunks(16) {
-                let digits = std::str::from_utf8(digits).map_err(D::Error::custom)?;
-                units.insert(u64::from_str_radix(digits, 16).map_err(D::Error::custom)?, step);
-            }
-        }
-        Ok(units)
-    }
-}
-
-impl Counts {
-    fn add(&mut self, other: &Self) {
-        self.requests += other.requests;
-        self.ended += other.ended;
-        self.units += other.units;
-        for (bad, more) in self.bad.iter_mut().zip(other.bad) {
-            *bad += more;
-        }
-    }
-
-    /// The rate that a trigger watches, since `before`; `None` if there was too little.
-    fn rate_since(&self, before: &Self, trigger: &Trigger) -> Option<f64> {
-        let event = trigger.metric.event()?;
-        let index = EVENTS.iter().position(|known| *known == event)?;
-        // A request may go bad before it has ended, but not before it has begun.
-        let ended = self.ended.saturating_sub(before.ended);
-        let bad = self.bad[index].saturating_sub(before.bad[index]);
-        (ended >= trigger.min_requests.max(1)).then(|| (bad as f64 / ended as f64).min(1.0))
-    }
-}
-
-fn counts(arm: &ArmReport) -> Counts {
-    let bad = EVENTS.map(|event| arm.bad.iter().find(|bad| bad.event == event).map_or(0, |bad| bad.requests));
-    Counts { requests: arm.requests, ended: arm.ended, units: arm.units, bad }
 }
 
 fn events_of(epoch: &EpochReport) -> BTreeSet<BadEvent> {

@@ -10,18 +10,23 @@
 mod analysis;
 #[cfg(test)]
 mod analysis_tests;
+mod counts;
+mod hard_stop;
 mod plan;
+mod seen;
 mod settings;
 mod step;
 #[cfg(test)]
 mod tests;
+mod triggers;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use analysis::{Analysis, Both, Counts, EVENTS, Readiness};
+pub use analysis::{Analysis, Readiness};
+pub use counts::{Both, Counts, EVENTS};
 pub use plan::{ALL, OnExpiry, Plan, Step, Way};
 pub use settings::{Comparison, Guardrail, Metric, Settings, Trigger, Window};
 

@@ -1,0 +1,71 @@
+//! What gateways have counted, as sums.
+
+use serde::{Deserialize, Serialize};
+
+use super::settings::Trigger;
+use crate::report::{ArmReport, BadEvent, EpochReport};
+
+/// Counts of one arm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Requests that were assigned.
+    pub requests: u64,
+    /// Of them, those whose first attempt has ended.
+    pub ended: u64,
+    /// Distinct units, in a sample.
+    pub units: u64,
+    /// By the order of [`EVENTS`].
+    pub bad: [u64; EVENTS.len()],
+}
+
+/// Events that rates count.
+pub const EVENTS: [BadEvent; 5] =
+    [BadEvent::Error, BadEvent::Rejected, BadEvent::Empty, BadEvent::Length, BadEvent::Filtered];
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Both {
+    pub stable: Counts,
+    pub canary: Counts,
+}
+
+/// What a process of a gateway has counted in one epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Counted {
+    pub(super) step: u32,
+    pub(super) share: f64,
+    pub(super) stable: Counts,
+    pub(super) canary: Counts,
+}
+
+impl From<&EpochReport> for Counted {
+    fn from(epoch: &EpochReport) -> Self {
+        let EpochReport { step, share, .. } = *epoch;
+        Self { step, share, stable: counts(&epoch.stable), canary: counts(&epoch.canary) }
+    }
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.ended += other.ended;
+        self.units += other.units;
+        for (bad, more) in self.bad.iter_mut().zip(other.bad) {
+            *bad += more;
+        }
+    }
+
+    /// The rate that a trigger watches, since `before`; `None` if there was too little.
+    pub(super) fn rate_since(&self, before: &Self, trigger: &Trigger) -> Option<f64> {
+        let event = trigger.metric.event()?;
+        let index = EVENTS.iter().position(|known| *known == event)?;
+        // A request may go bad before it has ended, but not before it has begun.
+        let ended = self.ended.saturating_sub(before.ended);
+        let bad = self.bad[index].saturating_sub(before.bad[index]);
+        (ended >= trigger.min_requests.max(1)).then(|| (bad as f64 / ended as f64).min(1.0))
+    }
+}
+
+fn counts(arm: &ArmReport) -> Counts {
+    let bad = EVENTS.map(|event| arm.bad.iter().find(|bad| bad.event == event).map_or(0, |bad| bad.requests));
+    Counts { requests: arm.requests, ended: arm.ended, units: arm.units, bad }
+}

@@ -1,0 +1,57 @@
+//! What needs no statistics: whether the versions are up, and stay up.
+
+use std::collections::VecDeque;
+
+use super::{Analysis, millis};
+
+/// The version can't serve for so long before that counts: a probe may come back.
+const DOWN_FOR: u64 = 3_000;
+/// How often a version may go down and come back within [`CRASHES_WITHIN`].
+const MOST_CRASHES: usize = 3;
+const CRASHES_WITHIN: u64 = 600_000;
+/// Requests that tell whether stable is well.
+const ENOUGH_TO_RECOVER: u64 = 20;
+/// How much more often than before stable may fail and still be as well as before: a factor, and a share.
+const RECOVERED: (f64, f64) = (2.0, 0.01);
+
+impl Analysis {
+    /// Why the canary can't be tried any longer.
+    pub(super) fn hard_stop(&mut self, now: u64, is_down: bool, age: Option<u64>) -> Option<String> {
+        if age.is_none() {
+            // It may take its time to come up.
+            (self.down_since, self.crashes) = (None, VecDeque::new());
+            return None;
+        }
+        if !is_down {
+            self.down_since = None;
+        } else if self.down_since.is_none() {
+            self.down_since = Some(now);
+            self.crashes.push_back(now);
+        }
+        while self.crashes.front().is_some_and(|at| now.saturating_sub(*at) > CRASHES_WITHIN) {
+            self.crashes.pop_front();
+        }
+        if self.down_since.is_some_and(|since| now.saturating_sub(since) >= DOWN_FOR) {
+            return Some("none of its endpoints can serve".to_owned());
+        }
+        let crashes = self.crashes.len();
+        (crashes >= MOST_CRASHES).then(|| format!("it went down {crashes} times within ten minutes"))
+    }
+
+    /// Whether stable fails no more in `step` than before.
+    pub(super) fn recovered(&self, step: u32, age: u64, is_up: bool) -> Option<bool> {
+        let (all, now) = (self.counts(None).stable, self.counts(Some(step)).stable);
+        if !is_up {
+            return Some(false);
+        }
+        // Quick answers come first; and without a before nobody can tell.
+        let before = all.ended.saturating_sub(now.ended);
+        if now.ended < ENOUGH_TO_RECOVER || before < ENOUGH_TO_RECOVER || age < millis(self.patience) {
+            return None;
+        }
+        let share = |bad: u64, of: u64| if of == 0 { 0.0 } else { bad as f64 / of as f64 };
+        let before = share(all.bad[0] - now.bad[0], all.ended - now.ended);
+        let (factor, more) = RECOVERED;
+        Some(share(now.bad[0], now.ended) <= (before * factor).max(before + more))
+    }
+}
