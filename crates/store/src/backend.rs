@@ -40,6 +40,9 @@ pub(crate) trait Backend: Send {
     /// The epoch, if nobody else has the lease.
     fn acquire(&mut self, lease: &str, holder: &str, ttl: u64, now: u64) -> Result<Option<u64>, StoreError>;
 
+    /// Who has taken the lease last, whether or not it still lasts; `None` if nobody ever has.
+    fn holder(&mut self, lease: &str) -> Result<Option<String>, StoreError>;
+
     /// Whether nobody has taken it since.
     fn renew(&mut self, lease: &str, epoch: u64, ttl: u64, now: u64) -> Result<bool, StoreError>;
 

@@ -187,6 +187,16 @@ impl Store {
         self.ask(self.call_timeout, move |backend| backend.acquire(&lease, &holder, ttl, now)).await
     }
 
+    /// Who has taken the lease last, whether or not it still lasts; `None` if nobody ever has.
+    ///
+    /// # Errors
+    ///
+    /// It can't be read.
+    pub async fn holder(&self, lease: &str) -> Result<Option<String>, StoreError> {
+        let lease = lease.to_owned();
+        self.ask(self.call_timeout, move |backend| backend.holder(&lease)).await
+    }
+
     /// Keeps the lease for `ttl` from now. `false`: somebody else has taken it.
     ///
     /// # Errors

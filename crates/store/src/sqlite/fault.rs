@@ -56,6 +56,11 @@ fn sqlite(error: rusqlite::Error, store: String) -> StoreError {
             StoreError::Damaged { store, what: "it does not begin as a database does".to_owned() }
         }
         Some(ErrorCode::DatabaseCorrupt) => StoreError::Damaged { store, what: error.to_string() },
+        Some(ErrorCode::SystemIoFailure) => {
+            let hint =
+                "its disk may be broken, or a limit on the size of files reached; the system's log says more";
+            StoreError::Unusable { store, reason: format!("{error}\nhint: {hint}") }
+        }
         Some(_) => StoreError::Unusable { store, reason: error.to_string() },
         // What we wrote can't be read back as that.
         None => StoreError::Damaged { store, what: error.to_string() },

@@ -101,6 +101,10 @@ impl Backend for Sqlite {
         self.told(epoch)
     }
 
+    fn holder(&mut self, lease: &str) -> Result<Option<String>, StoreError> {
+        self.told(read::holder(&self.connection, lease))
+    }
+
     fn renew(&mut self, lease: &str, epoch: u64, ttl: u64, now: u64) -> Result<bool, StoreError> {
         let renewed = write::set_end(&mut self.connection, lease, epoch, now.saturating_add(ttl));
         self.told(renewed)

@@ -103,6 +103,11 @@ pub(crate) fn head(connection: &Connection) -> Result<Chain, Fault> {
     Ok(head?)
 }
 
+pub(crate) fn holder(connection: &Connection, lease: &str) -> Result<Option<String>, Fault> {
+    let sql = "SELECT holder FROM lease WHERE name = ?1";
+    Ok(connection.query_row(sql, [lease], |row| row.get(0)).optional()?)
+}
+
 pub(crate) fn pending(
     connection: &Connection,
     kind: &str,

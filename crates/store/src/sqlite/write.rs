@@ -134,7 +134,15 @@ pub(crate) fn acquire(
     let sql = "SELECT holder, expires FROM lease WHERE name = ?1";
     let held = transaction.query_row(sql, [lease], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     let held: Option<(String, i64)> = held;
-    if held.is_some_and(|(other, expires)| other != holder && unsigned(expires) > now) {
+    if let Some((_, expires)) = held.filter(|(other, expires)| other != holder && unsigned(*expires) > now) {
+        // None lasts longer than that. If this one does, the clock was put back since it was taken: its holder, if there
+        // still is one, renews it in time, and if there is none nobody has to wait until the clock comes there again.
+        let longest = now.saturating_add(ttl);
+        if unsigned(expires) > longest {
+            let sql = "UPDATE lease SET expires = ?2 WHERE name = ?1";
+            transaction.execute(sql, params![lease, number(longest)])?;
+            transaction.commit()?;
+        }
         return Ok(None);
     }
     let epoch = epoch(&transaction, lease)? + 1;

@@ -127,6 +127,26 @@ async fn whoever_has_lost_the_lease_can_not_write() {
     assert!(ours.acquire("controller", "us", TTL, 15_003).await.unwrap().is_some_and(|last| last > next));
 }
 
+/// What the clock said when the lease was taken is to come again in an hour.
+#[tokio::test]
+async fn a_clock_that_is_put_back_keeps_nobody_waiting() {
+    let store = Store::in_memory().await.unwrap();
+    const HOUR: u64 = 3_600_000;
+    let ours = store.acquire("controller", "us", TTL, HOUR).await.unwrap().unwrap();
+    assert_eq!(store.acquire("controller", "them", TTL, 0).await.unwrap(), None);
+    // Whoever lives renews it, and keeps it.
+    assert!(store.renew("controller", ours, TTL, 5_000).await.unwrap());
+    assert_eq!(store.acquire("controller", "them", TTL, 14_999).await.unwrap(), None);
+    assert_eq!(store.holder("controller").await.unwrap().as_deref(), Some("us"));
+    // And whoever has died has it for as long as ever.
+    assert!(store.renew("controller", ours, TTL, HOUR).await.unwrap());
+    assert_eq!(store.acquire("controller", "them", TTL, 0).await.unwrap(), None);
+    assert_eq!(store.acquire("controller", "them", TTL, 9_999).await.unwrap(), None);
+    let theirs = store.acquire("controller", "them", TTL, 10_000).await.unwrap();
+    assert!(theirs.is_some_and(|theirs| theirs > ours));
+    assert!(!store.renew("controller", ours, TTL, 10_001).await.unwrap(), "it is fenced");
+}
+
 /// After a restart the same holder comes back at once, and what it was before is fenced off.
 #[tokio::test]
 async fn the_same_holder_takes_its_lease_anew() {

@@ -52,6 +52,9 @@ impl Backend for Slow {
     fn acquire(&mut self, _: &str, _: &str, _: u64, _: u64) -> Result<Option<u64>, StoreError> {
         unreachable!()
     }
+    fn holder(&mut self, _: &str) -> Result<Option<String>, StoreError> {
+        unreachable!()
+    }
     fn renew(&mut self, _: &str, _: u64, _: u64, _: u64) -> Result<bool, StoreError> {
         unreachable!()
     }
