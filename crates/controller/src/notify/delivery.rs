@@ -76,7 +76,7 @@ async fn one(
     let Ok(notice) = serde_json::from_value::<Notice>(effect.body) else {
         return outbox.commit(Vec::new(), finish).await;
     };
-    sleep(Duration::from_millis(effect.not_before.saturating_sub(unix_millis()))).await;
+    sleep(until(effect.not_before, unix_millis())).await;
     let outcome = attempt(recipient, &notice, client, pace).await;
     let now = unix_millis();
     match outcome {
@@ -105,6 +105,12 @@ async fn one(
             Ok(())
         }
     }
+}
+
+/// How long it is from `now` to `not_before`. A time that nobody can have meant is of a clock that was put back since.
+fn until(not_before: u64, now: u64) -> Duration {
+    let wait = Duration::from_millis(not_before.saturating_sub(now));
+    if wait > MAX_RETRY_AFTER { Duration::ZERO } else { wait }
 }
 
 async fn attempt(recipient: &Recipient, notice: &Notice, client: &Client, pace: Pace) -> Outcome {
@@ -154,4 +160,19 @@ fn pause(pace: Pace, attempts: u32) -> Duration {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_put_back_does_not_make_it_wait_for_long() {
+        let hour = 3_600_000;
+        for (not_before, now, expected) in
+            [(500, 200, 300), (500, 900, 0), (hour, 0, hour), (24 * hour, 0, 0)]
+        {
+            assert_eq!(until(not_before, now), Duration::from_millis(expected), "{not_before} at {now}");
+        }
+    }
 }

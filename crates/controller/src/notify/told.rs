@@ -69,7 +69,8 @@ fn tell(told: Option<Told>, notice: Notice, now: u64) -> Heard {
 
 impl Told {
     fn forget(&mut self, now: u64, window: u64) {
-        self.at.retain(|_, at| now < at.saturating_add(window));
+        // One that is still to come was noted by a clock that was put back since.
+        self.at.retain(|_, at| *at <= now && now < at.saturating_add(window));
     }
 }
 
@@ -131,6 +132,14 @@ mod tests {
         check(&[up_and_down, &[(60, "")]].concat(), &[&first[..], &[(60, "unhealthy")]].concat(), true);
         // As it was told last: nothing to say.
         check(&[up_and_down, &[(50, "serving"), (70, "")]].concat(), &first, false);
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_keeps_nothing_back() {
+        let first = [(9000, "unhealthy"), (9010, "serving")];
+        let again = [(100, "unhealthy"), (110, "serving")];
+        check(&[first, again].concat(), &[first, again].concat(), true);
+        check(&[&first[..], &[(100, "")]].concat(), &first, false);
     }
 
     #[test]
