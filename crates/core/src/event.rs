@@ -72,6 +72,8 @@ pub enum What {
         /// End of the certificate in use, in seconds since the Unix epoch.
         not_after: u64,
     },
+    /// What is decided can't be written down any more, or can again.
+    Storage { what: Medium, works: bool, reason: String },
     /// A new table serves.
     Table { revision: u64 },
     /// Somebody changed what is to be served.
@@ -100,7 +102,7 @@ pub enum What {
 
 impl What {
     /// All that [`What::kind`] may say.
-    pub const KINDS: [&str; 12] = [
+    pub const KINDS: [&str; 13] = [
         "health",
         "breaker",
         "ejected",
@@ -109,6 +111,7 @@ impl What {
         "dependency",
         "resolution",
         "certificate",
+        "storage",
         "table",
         "change",
         "refused",
@@ -126,6 +129,7 @@ impl What {
             Self::Dependency { .. } => "dependency",
             Self::Resolution { .. } => "resolution",
             Self::Certificate { .. } => "certificate",
+            Self::Storage { .. } => "storage",
             Self::Table { .. } => "table",
             Self::Change { .. } => "change",
             Self::Refused { .. } => "refused",
@@ -157,6 +161,28 @@ pub enum CertificateState {
     Expiring,
     /// It has ended. It is still shown: those who don't check it are served.
     Expired,
+}
+
+/// Where decisions are written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Medium {
+    /// What `store` in the configuration names.
+    Store,
+    /// `routes.json` in the state directory.
+    Routes,
+}
+
+impl Medium {
+    pub const ALL: [Self; 2] = [Self::Store, Self::Routes];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Routes => "routes",
+        }
+    }
 }
 
 /// Where an endpoint stands in the configuration.

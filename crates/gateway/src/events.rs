@@ -1,11 +1,13 @@
 //! What happened to endpoints and to the table: logged, kept for a while, and broadcast.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backstop_core::breaker;
-use backstop_core::event::{CertificateState, EndpointName, Event, ResolutionState, What};
+use backstop_core::event::{CertificateState, EndpointName, Event, Medium, ResolutionState, What};
 use backstop_core::health::{Change, State};
 use backstop_core::outlier::Counts;
 use backstop_core::rollout::Severity;
@@ -38,15 +40,20 @@ pub(crate) fn ejected(id: &EndpointId, length: Duration, counts: Counts) -> What
 pub(crate) struct Events {
     kept: Mutex<VecDeque<Event>>,
     sender: broadcast::Sender<Event>,
+    /// What can't be written now, by [`Medium`].
+    broken: [AtomicBool; Medium::ALL.len()],
 }
 
 impl Events {
     pub(crate) fn new() -> Self {
-        Self { kept: Mutex::default(), sender: broadcast::channel(KEPT).0 }
+        Self { kept: Mutex::default(), sender: broadcast::channel(KEPT).0, broken: Default::default() }
     }
 
     pub(crate) fn emit(&self, what: What) {
         log(&what);
+        if let What::Storage { what, works, .. } = &what {
+            self.broken[*what as usize].store(!works, Relaxed);
+        }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let id = kept.back().map_or(1, |last| last.id + 1);
         let event = Event { id, at: clock::unix_millis(), what };
@@ -57,6 +64,11 @@ impl Events {
         drop(kept);
         // No subscriber is fine.
         let _ = self.sender.send(event);
+    }
+
+    /// Whether what is decided can be written there, as far as it was told.
+    pub(crate) fn works(&self, medium: Medium) -> bool {
+        !self.broken[medium as usize].load(Relaxed)
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
@@ -117,6 +129,10 @@ fn log(what: &What) {
             CertificateState::Expiring => warn!(listener, "{reason}"),
             CertificateState::Refused | CertificateState::Expired => error!(listener, "{reason}"),
         },
+        What::Storage { what, works: true, reason } => info!(what = what.name(), "{reason}"),
+        What::Storage { what, works: false, reason } => {
+            error!(what = what.name(), reason, "what is decided can't be written down; it is tried again");
+        }
         What::Table { revision } => info!(revision, "table applied"),
         What::Change { actor, action, subject, revision } => {
             info!(actor, action, subject, revision, "changed by an operator");

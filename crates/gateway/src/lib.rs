@@ -314,7 +314,7 @@ impl Gateway {
 
     /// All metrics, in Prometheus' text format (version 0.0.4).
     pub fn metrics(&self) -> String {
-        metrics::page(&self.shared, &self.linker.registry.discovery)
+        metrics::page(&self.shared, &self.linker.registry.discovery, &self.events)
     }
 
     /// Events from now on. A subscriber that falls more than 1,024 behind misses some, and is told so.

@@ -194,6 +194,10 @@ fn told(event: &Event, colour: bool) -> String {
             };
             (format!("{version} of {service}: {phase}, {:.3} %: {reason}", share * 100.0), tone)
         }
+        What::Storage { what, works, reason } => {
+            let tone = if *works { AnsiColor::Green } else { AnsiColor::Red };
+            (format!("{}: {reason}", what.name()), Some(tone))
+        }
         What::Table { revision } => (format!("revision {revision} serves"), None),
         What::Change { actor, action, subject, revision } => {
             (format!("{actor}: {action} {subject} (revision {revision})"), None)

@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backstop_core::assign::BUCKETS;
+use backstop_core::event::Medium;
 use backstop_core::health::State;
 use backstop_core::status::DependencyState;
 use backstop_core::table::ResumeMode;
@@ -24,6 +25,7 @@ use crate::Shared;
 use crate::clock;
 use crate::discovery::{Discovery, Figures};
 use crate::endpoint::Endpoint;
+use crate::events::Events;
 use crate::latencies::Recent;
 use crate::shadow::ShadowCounts;
 use crate::table::Table;
@@ -131,6 +133,8 @@ metrics! {
         "Addresses of a host name that are in use.";
     CERTIFICATE = Gauge "backstop_certificate_not_after_seconds" &["listener"],
         "End of the certificate that a listener shows (listener: clients or admin), in seconds since the Unix epoch.";
+    STORAGE = Gauge "backstop_storage_up" &["what"],
+        "1 while what is decided about releases can be written down, 0 while it can't (what: store, or routes for `routes.json` in the state directory).";
     RELEASE_SHARE = Gauge "backstop_release_share_ratio" VERSION,
         "Share of the service's requests that a release gives to its new version; only while one is on its way.";
     SHADOWS = Counter "backstop_shadow_requests_total" &["service", "version", "outcome"],
@@ -266,7 +270,7 @@ impl VersionMetrics {
 }
 
 /// The exposition, in Prometheus' text format.
-pub(crate) fn page(shared: &Shared, discovery: &Discovery) -> String {
+pub(crate) fn page(shared: &Shared, discovery: &Discovery, events: &Events) -> String {
     let table = shared.table.load();
     let mut page = Page::default();
     for (code, count) in shared.refused.all() {
@@ -274,6 +278,9 @@ pub(crate) fn page(shared: &Shared, discovery: &Discovery) -> String {
     }
     for (listener, end) in shared.certificates.ends() {
         page.add(&CERTIFICATE, &[listener], end as f64);
+    }
+    for medium in Medium::ALL {
+        page.add(&STORAGE, &[medium.name()], f64::from(u8::from(events.works(medium))));
     }
     page.add(&REVISION, &[], table.revision as f64);
     page.add(&SWAP, &[], shared.swap.load(Relaxed) as f64 / 1e9);

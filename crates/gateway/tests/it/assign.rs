@@ -207,6 +207,22 @@ async fn a_canary_that_nobody_serves_has_failed() {
 }
 
 #[tokio::test]
+async fn a_share_for_a_version_that_is_not_there_stays_with_the_stable_one() {
+    let unknown = |service: &mut ServiceSpec| {
+        let mut trial = trial(BUCKETS / 2);
+        "v9".clone_into(&mut trial.canary);
+        service.trial = Some(trial);
+    };
+    let mut world = World::versions(Default::default(), unknown).await;
+    assert_eq!(users(&world).await, ["v1"; 60]);
+    // Nor does it keep what it had when it goes.
+    world.apply(|spec| spec.services[0].trial = Some(trial(BUCKETS)));
+    assert_eq!(users(&world).await, ["v2"; 60]);
+    world.apply(|spec| unknown(&mut spec.services[0]));
+    assert_eq!(users(&world).await, ["v1"; 60]);
+}
+
+#[tokio::test]
 async fn metrics_tell_the_share_and_the_side() {
     let mut world = split(BUCKETS / 4, &[UnitSource::Request]).await;
     let metrics = world.gateway.metrics();
