@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::counts::{Both, Counted};
+use super::hard_stop::OUTAGE_WITHIN;
 use super::seen::Seen;
 use super::settings::{Guardrail, Settings, Trigger};
 use super::{Observed, millis};
@@ -254,6 +255,7 @@ impl Analysis {
         let both = self.counts(None);
         self.past.push_back((now, both));
         let longest = self.triggers.iter().map(|trigger| millis(trigger.window)).max().unwrap_or(0);
+        let longest = longest.max(OUTAGE_WITHIN);
         while self.past.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= longest) {
             self.past.pop_front();
         }
@@ -270,6 +272,7 @@ impl Analysis {
             window_open,
             requests: self.counts(Some(step)).canary.ended,
             recovered: self.recovered(step, age.unwrap_or(0), readiness.stable),
+            stable_in_trouble: self.is_outage(now),
             ..Observed::default()
         };
         self.pull_triggers(now, &mut observed);

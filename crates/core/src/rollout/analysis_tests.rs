@@ -228,6 +228,22 @@ fn triggers_go_by_their_window_and_by_who_else_is_hit() {
 }
 
 #[test]
+fn half_of_stables_requests_failing_is_an_incident_without_any_trigger() {
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    let mut in_trouble = |second: u64, requests: u64, errors: u64| {
+        let errors = BadCount { event: BadEvent::Error, requests: errors, units: vec![], overflow: false };
+        analysis.take(&report(1, 0, arm(requests, vec![errors]), arm(100, vec![])), NOW, 0, 0);
+        analysis.observe(second * 1_000, (0, Some(60_000)), UP, true).stable_in_trouble
+    };
+    assert!(!in_trouble(0, 100, 100), "what was before it looked is not now");
+    assert!(!in_trouble(10, 119, 119), "too few");
+    assert!(!in_trouble(20, 200, 149), "fewer than half");
+    assert!(in_trouble(25, 300, 249));
+    assert!(in_trouble(54, 400, 349));
+    assert!(!in_trouble(85, 500, 360), "it is over");
+}
+
+#[test]
 fn after_a_rollback_stable_has_to_be_as_well_as_before() {
     let mut analysis = Analysis::new(&settings()).unwrap();
     analysis.take(&report(1, 0, arm(1_000, vec![bad(BadEvent::Error, 0..10)]), arm(100, vec![])), NOW, 0, 0);

@@ -1,4 +1,4 @@
-//! What needs no statistics: whether the versions are up, and stay up.
+//! What needs no statistics: whether the versions are up, stay up, and answer at all.
 
 use std::collections::VecDeque;
 
@@ -14,7 +14,22 @@ const ENOUGH_TO_RECOVER: u64 = 20;
 /// How much more often than before stable may fail and still be as well as before: a factor, and a share.
 const RECOVERED: (f64, f64) = (2.0, 0.01);
 
+/// If so many of stable's requests fail, 0–1, within so long, that is an incident whatever triggers there are.
+const OUTAGE: f64 = 0.5;
+pub(super) const OUTAGE_WITHIN: u64 = 30_000;
+
 impl Analysis {
+    /// Whether stable fails so often now that nobody has to say from where on that is trouble.
+    pub(super) fn is_outage(&self, now: u64) -> bool {
+        let before = self.past.iter().rev().find(|(at, _)| now.saturating_sub(*at) >= OUTAGE_WITHIN);
+        let (Some((_, before)), Some((_, after))) = (before.or(self.past.front()), self.past.back()) else {
+            return false;
+        };
+        let ended = after.stable.ended.saturating_sub(before.stable.ended);
+        let bad = after.stable.bad[0].saturating_sub(before.stable.bad[0]);
+        ended >= ENOUGH_TO_RECOVER && bad as f64 >= ended as f64 * OUTAGE
+    }
+
     /// Why the canary can't be tried any longer.
     pub(super) fn hard_stop(&mut self, now: u64, is_down: bool, age: Option<u64>) -> Option<String> {
         if age.is_none() {

@@ -132,6 +132,8 @@ pub enum Hold {
     Imbalance,
     /// A source of metrics does not answer.
     Provider,
+    /// What is decided can't be written down.
+    Unkept,
     /// Outside of the release window, or during a freeze.
     Window,
     /// The canary can't serve yet.
@@ -148,6 +150,7 @@ impl fmt::Display for Hold {
             Self::Incident => "incident: stable is in trouble too",
             Self::Imbalance => "the split is not what it should be",
             Self::Provider => "a source of metrics does not answer",
+            Self::Unkept => "what is decided can't be written down",
             Self::Window => "outside of the release window",
             Self::NotReady => "the canary is not ready",
             Self::Expired => "expired: somebody has to decide",
@@ -214,6 +217,8 @@ pub struct Observed {
     /// The arms can't be compared.
     pub imbalance: bool,
     pub provider_error: bool,
+    /// What was decided last has not been written down.
+    pub unkept: bool,
     /// A step may begin now.
     pub window_open: bool,
     /// Requests that the canary has had in this step.
@@ -343,6 +348,20 @@ impl Release {
     /// What is counted changes, though the shares don't.
     pub fn count_anew(&mut self) {
         self.epoch += 1;
+    }
+
+    /// Whether it is ahead of `other`, which is the same release as somebody else knows it. What goes back is ahead of all
+    /// that does not, so that nothing that was decided elsewhere meanwhile gives the canary its share again.
+    pub fn is_ahead_of(&self, other: &Self) -> bool {
+        let place = |release: &Self| {
+            let is_over = match release.phase {
+                Phase::Promoted => 1,
+                Phase::Aborted => 2,
+                phase => 2 * u8::from(phase.is_back()),
+            };
+            (is_over, release.epoch)
+        };
+        place(self) > place(other)
     }
 
     /// Steps of the evidence: those of the plan, the bake, and what comes after.

@@ -6,8 +6,8 @@ use super::{
 };
 
 /// While one of these lasts, the time of a phase does not count.
-const DISTURBANCES: [Hold; 5] =
-    [Hold::Paused, Hold::Incident, Hold::Imbalance, Hold::Provider, Hold::Expired];
+const DISTURBANCES: [Hold; 6] =
+    [Hold::Paused, Hold::Incident, Hold::Imbalance, Hold::Provider, Hold::Unkept, Hold::Expired];
 
 impl Release {
     /// What becomes of it with `event`, at `now` of its own time.
@@ -58,6 +58,7 @@ impl Release {
         self.hold(Hold::Incident, on_trial && incident, effects);
         self.hold(Hold::Imbalance, on_trial && observed.imbalance, effects);
         self.hold(Hold::Provider, on_trial && observed.provider_error, effects);
+        self.hold(Hold::Unkept, observed.unkept, effects);
         if let Some(trigger) = observed.warning.as_ref().filter(|_| on_trial)
             && self.holds.insert(Hold::Paused, self.now).is_none()
         {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::assign::Place;
 
 const MINUTE: u64 = 60_000;
 
@@ -175,6 +176,37 @@ fn a_comparison_that_does_not_hold_is_no_verdict() {
 }
 
 #[test]
+fn nothing_gets_more_while_what_is_decided_can_not_be_written_down() {
+    let unkept = Observed { unkept: true, ..well() };
+    for before in [release(plan()), at(10, plan()), at(100, plan())] {
+        let during = after(&before, 60, &unkept);
+        assert_eq!((during.phase, during.clean), (before.phase, before.clean));
+        assert_eq!(during.holds.keys().collect::<Vec<_>>(), [&Hold::Unkept]);
+        assert_eq!(after(&during, 5, &Observed { requests: 1_000, ..well() }).holds.len(), 0);
+    }
+    let bad = Observed { unkept: true, ..bad() };
+    assert_eq!(after(&at(10, plan()), 1, &bad).phase, Phase::Verifying, "but what is bad goes back");
+    let gradual = after(&at(100, Plan { on_regressed: Way::Gradual, ..plan() }), 4, &bad);
+    assert_eq!((gradual.phase, gradual.buckets()), (Phase::Verifying, 0), "gradually too");
+}
+
+#[test]
+fn what_has_gone_back_is_ahead_of_all_that_has_not() {
+    let step = at(10, plan());
+    let further = after(&step, 5, &well());
+    let (back, off) = (told(&step, back(Way::Instant)), told(&step, Command::Abort));
+    let promoted = told(&further, Command::Promote);
+    assert!(further.is_ahead_of(&step) && !step.is_ahead_of(&further) && !step.is_ahead_of(&step));
+    for over in [&back, &off] {
+        // Each knows nothing of the other one's decision, and both have the same number.
+        assert_eq!(over.epoch, further.epoch);
+        assert!(over.is_ahead_of(&further) && !further.is_ahead_of(over));
+        assert!(over.is_ahead_of(&promoted) && !promoted.is_ahead_of(over));
+    }
+    assert!(promoted.is_ahead_of(&further));
+}
+
+#[test]
 fn a_pause_by_a_trigger_lasts_until_somebody_ends_it() {
     let warned = after(&at(10, plan()), 1, &Observed { warning: Some("slow".to_owned()), ..well() });
     let later = after(&warned, 60, &well());
@@ -324,6 +356,52 @@ fn commands_and_where_they_are_refused() {
     }
 }
 
+/// In each phase with everything that may hold it up, stable ready or not.
+#[test]
+fn it_can_be_called_off_whatever_holds_it_up_until_it_goes_back() {
+    const HOLDS: [Hold; 9] = [
+        Hold::Paused,
+        Hold::Approval,
+        Hold::Incident,
+        Hold::Imbalance,
+        Hold::Provider,
+        Hold::Unkept,
+        Hold::Window,
+        Hold::NotReady,
+        Hold::Expired,
+    ];
+    let step = at(10, plan());
+    let baking = after(&at(100, plan()), 5, &well());
+    let (retreat, verifying) = (told(&step, back(Way::Gradual)), told(&step, back(Way::Instant)));
+    let pointless = || Err(Refused::Pointless("the version is being sent back"));
+    for held in HOLDS.map(Some).into_iter().chain([None]) {
+        for (stage, stable_ready, expected) in [
+            (release(plan()), true, Ok(Phase::Aborted)),
+            (release(plan()), false, Ok(Phase::Aborted)),
+            (at(1, plan()), true, Ok(Phase::Aborted)),
+            (step.clone(), true, Ok(Phase::Aborted)),
+            (step.clone(), false, Err(Refused::StableNotReady)),
+            (baking.clone(), true, Ok(Phase::Aborted)),
+            (baking.clone(), false, Err(Refused::StableNotReady)),
+            (retreat.clone(), true, pointless()),
+            (verifying.clone(), true, pointless()),
+            (told(&step, Command::Abort), true, Err(Refused::Finished(Phase::Aborted))),
+            (told(&step, Command::Promote), true, Err(Refused::Finished(Phase::Promoted))),
+        ] {
+            let mut stage = stage;
+            stage.holds.extend(held.map(|hold| (hold, 0)));
+            let event = Event::Command { command: Command::Abort, stable_ready, canary_ready: false };
+            let outcome = stage.step(event, stage.now);
+            let phase = outcome.as_ref().map(|(release, _)| release.phase).map_err(Clone::clone);
+            assert_eq!(phase, expected, "{} with {held:?}", stage.phase);
+            let Ok((off, effects)) = outcome else { continue };
+            assert_eq!((off.buckets(), off.exposure().stable.as_str()), (0, "v1"));
+            assert!(off.holds.is_empty() && off.cause.is_none());
+            assert!(effects.contains(&Effect::Account) && !effects.contains(&Effect::Veto));
+        }
+    }
+}
+
 #[test]
 fn nobody_is_sent_to_a_version_that_cannot_serve() {
     let step = at(10, plan());
@@ -348,7 +426,7 @@ fn observed() -> impl Strategy<Value = Observed> {
     (
         (prop::bool::weighted(0.95), prop::bool::weighted(0.95), prop::bool::weighted(0.9)),
         (text(), text(), text(), text()),
-        (rarely(), rarely(), rarely()),
+        (rarely(), rarely(), rarely(), rarely()),
         0_u64..300,
         prop::option::of(any::<bool>()),
     )
@@ -363,6 +441,7 @@ fn observed() -> impl Strategy<Value = Observed> {
             stable_in_trouble: flags.0,
             imbalance: flags.1,
             provider_error: flags.2,
+            unkept: flags.3,
             requests,
             recovered,
             ..Observed::default()
@@ -413,6 +492,11 @@ proptest! {
             let exposure = next.exposure();
             prop_assert!(exposure.buckets <= ALL);
             prop_assert!([&next.stable, &next.canary].contains(&&exposure.stable));
+            let [first, last] = [0, ALL - 1].map(|bucket| Place { bucket, hash: 0 }.is_within(exposure.buckets));
+            prop_assert_eq!((first, last), (exposure.buckets > 0, exposure.buckets == ALL));
+            prop_assert_eq!(next.given() == ALL, last || exposure.stable == next.canary);
+            // Whoever knows less never takes it back.
+            prop_assert!(!before.is_ahead_of(&next));
             // What goes back does not come again.
             if before.phase.is_back() {
                 prop_assert!(next.phase.is_back());
@@ -428,7 +512,7 @@ proptest! {
                 if next.buckets() > before.buckets() || next.phase == Phase::Promoted {
                     prop_assert!(earned[index], "{} -> {}", before.phase, next.phase);
                     prop_assert!(observed.regressed.is_none() && observed.critical.is_none() && observed.hard_stop.is_none());
-                    prop_assert!(!before.holds.contains_key(&Hold::Paused));
+                    prop_assert!(!before.holds.contains_key(&Hold::Paused) && !observed.unkept);
                 }
             }
             // Until it has ended a rollback is possible, and leaves nothing with the canary.
