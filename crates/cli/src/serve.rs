@@ -172,6 +172,8 @@ fn raise_descriptor_limit() {
 fn signals() -> anyhow::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // A limit on the size of files (`ulimit -f`) makes a write fail, as a full disk does, and must not end the process.
+    drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
     let (stop, stopped) = oneshot::channel();
     let hurry = async move {
         let mut stop = Some(stop);
