@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use backstop_config::Store as Configured;
 use backstop_controller::{Control, Releases};
+use backstop_core::event::Medium;
 use backstop_store::{Store, StoreError};
 use tracing::{error, info};
 
@@ -23,6 +24,7 @@ pub(crate) async fn look_after(
             Ok(opened) => break opened,
             Err(error) => {
                 // Once, and again when it is another one.
+                control.storage(Medium::Store, Err(error.to_string()));
                 if said.as_ref() != Some(&error) {
                     error!(%error, "there are no releases and no notifications until the store can be used; requests are served all the same");
                 }
@@ -31,6 +33,7 @@ pub(crate) async fn look_after(
         }
         tokio::time::sleep(AGAIN).await;
     };
+    control.storage(Medium::Store, Ok(()));
     if said.is_some() {
         info!("the store is open");
     }

@@ -1,5 +1,6 @@
 //! [`Control`]: the one place where what is to be served changes.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use backstop_config::{Config, Intent, Place, Problems};
-use backstop_core::event::What;
+use backstop_core::event::{Medium, What};
 use backstop_core::status::DependencyState;
 use backstop_core::table::{TableSpec, TokenSpec};
 use tracing::{error, info, warn};
@@ -44,6 +45,8 @@ pub struct Control {
     routes: RoutesFile,
     /// The file of the routes is older than what serves.
     routes_unkept: AtomicBool,
+    /// What can't be written now, and why.
+    troubles: Mutex<BTreeMap<Medium, String>>,
     /// What a reload can't change.
     started_with: Config,
     current: ArcSwap<Current>,
@@ -95,6 +98,7 @@ impl Control {
             stored,
             routes: routes_file,
             routes_unkept: AtomicBool::new(!followed.is_empty()),
+            troubles: Mutex::default(),
             started_with: config,
             current: ArcSwap::from_pointee(current),
             changing: Mutex::default(),
@@ -301,21 +305,46 @@ impl Control {
         routes.set(service, route);
         if routes == before.routes {
             if self.routes_unkept.load(Relaxed) {
-                self.keep_routes(&routes).map_err(|refusal| self.refuse(deed, refusal))?;
+                // It is served as it should be; whether it is written down is told by itself.
+                let _ = self.keep_routes(&routes);
             }
             return Ok(());
         }
         let next = Next { routes: routes.clone(), ..Next::like(&before) };
         if order == Order::KeepFirst {
-            self.keep_routes(&routes).map_err(|refusal| self.refuse(deed, refusal))?;
+            self.keep_routes(&routes)?;
         }
         self.reroute(&before, next, deed).map_err(|refusal| self.refuse(deed, refusal))?;
         if order == Order::ServeFirst
             && let Err(refusal) = self.keep_routes(&routes)
         {
-            error!(%refusal, service, "what is served now would be lost with a restart");
+            warn!(%refusal, service, "what is served now would be lost with a restart");
         }
         Ok(())
+    }
+
+    /// Whether the routes that are served would be found again after a restart.
+    pub(crate) fn routes_are_kept(&self) -> bool {
+        !self.routes_unkept.load(Relaxed)
+    }
+
+    /// Whether what was decided could be written there, or why not. What is news is told.
+    pub fn storage(&self, what: Medium, outcome: Result<(), String>) {
+        let works = outcome.is_ok();
+        let reason = match outcome {
+            Ok(()) => "what is decided can be written down again".to_owned(),
+            Err(reason) => reason,
+        };
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = if works { troubles.remove(&what) } else { troubles.insert(what, reason.clone()) };
+        if before.is_none() != works {
+            self.data_plane.emit(What::Storage { what, works, reason: cut(&reason) });
+        }
+    }
+
+    /// Why nothing can be written there now.
+    pub(crate) fn trouble(&self, what: Medium) -> Option<String> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).get(&what).cloned()
     }
 
     /// The route of a service as it is now; `None` if there is no such service.
@@ -325,13 +354,14 @@ impl Control {
     }
 
     fn keep_routes(&self, routes: &Routes) -> Result<(), Refusal> {
-        let path = || self.routes.path().display().to_string();
-        let not_kept = |error: std::io::Error| Refusal::NotKept { path: path(), reason: error.to_string() };
+        let path = self.routes.path().display();
         crash::point("before-routes");
-        let kept = self.routes.write(routes).map_err(not_kept);
+        let kept = self.routes.write(routes);
         crash::point("after-routes");
         self.routes_unkept.store(kept.is_err(), Relaxed);
-        kept
+        let trouble = kept.as_ref().err().map(|error| format!("{path}: {error}"));
+        self.storage(Medium::Routes, trouble.map_or(Ok(()), Err));
+        kept.map_err(|error| Refusal::NotKept { path: path.to_string(), reason: error.to_string() })
     }
 
     /// As they are on disk; as they were, if they can't be read.

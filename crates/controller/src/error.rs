@@ -141,7 +141,9 @@ impl From<Failure> for ApiError {
             ),
             Failure::IsStable(_) => (StatusCode::CONFLICT, "is_stable", ""),
             Failure::Vetoed { .. } => {
-                (StatusCode::CONFLICT, "sent_back", "change the version, or release it `--again` as it is")
+                let hint =
+                    "change the version, or insist: `release start --again`, `release rollback --force`";
+                (StatusCode::CONFLICT, "sent_back", hint)
             }
             Failure::Elsewhere { .. } => {
                 (StatusCode::CONFLICT, "other_stable", "roll back first; then go to the other version")
@@ -154,15 +156,16 @@ impl From<Failure> for ApiError {
             Failure::Command(Refused::StableNotReady | Refused::CanaryNotReady) => (
                 StatusCode::CONFLICT,
                 "version_not_ready",
-                "`backstop endpoint list` shows its endpoints and why they don't serve",
+                "`backstop endpoint list` shows its endpoints and why they don't serve; `release rollback --force` goes \
+                 back all the same",
             ),
             Failure::Plan(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_plan", ""),
-            Failure::NotLeading => (
+            Failure::NotLeading(_) => (
                 StatusCode::CONFLICT,
                 "not_leading",
                 "two Backstops must not have one store; ask the other one, or wait 15 s after its end",
             ),
-            Failure::Unkept(_) | Failure::Store(_) => {
+            Failure::Unkept(_) | Failure::Conflict | Failure::Store(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "`backstop store check` looks at it")
             }
         };

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 mod backstop;
+mod bad_days;
+mod bad_store;
 mod check;
 #[expect(dead_code, reason = "shared with the gateway's tests, which need all of it")]
 #[path = "../../../gateway/tests/it/client.rs"]

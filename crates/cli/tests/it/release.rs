@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use crate::backstop::{Backstop, Said, sim};
 use crate::client::{call, chat, soon, until};
 
-const QUICK: &str = "    release:
+pub(crate) const QUICK: &str = "    release:
       steps: [{ weight: 50%, hold: 1s, min_requests: 20 }, { weight: 100%, min_requests: 5 }]
       bake: 1s
       warmup: 0s
       verify: 5s
       guardrails: [{ metric: error_rate }, { metric: empty_rate }]
 ";
-const SLOW: &str = "    release:
+pub(crate) const SLOW: &str = "    release:
       steps: [{ weight: 50%, hold: 1h }, { weight: 100% }]
       guardrails: [{ metric: error_rate }]
 ";
@@ -38,30 +38,30 @@ pub(crate) fn config(sims: &[&Sim], release: &str) -> String {
     )
 }
 
-async fn serve(sims: &[&Sim], release: &str) -> Backstop {
+pub(crate) async fn serve(sims: &[&Sim], release: &str) -> Backstop {
     let backstop = Backstop::serve(&config(sims, release), &[]).await;
     all_well(&backstop, sims.len()).await;
     backstop
 }
 
-async fn all_well(backstop: &Backstop, sims: usize) {
+pub(crate) async fn all_well(backstop: &Backstop, sims: usize) {
     until("all are checked", || backstop.text().matches("\"to\":\"healthy\"").count() >= sims).await;
     store_is_open(backstop).await;
 }
 
-async fn store_is_open(backstop: &Backstop) {
+pub(crate) async fn store_is_open(backstop: &Backstop) {
     until("the store is open", || backstop.ask(&["release", "list", "chat"], "").code == Some(0)).await;
 }
 
 /// Clients that ask again and again, until dropped.
-struct Load {
+pub(crate) struct Load {
     ends: Arc<AtomicBool>,
     /// Answers by version and status.
     answers: Arc<Mutex<BTreeMap<(String, u16), u64>>>,
 }
 
 impl Load {
-    fn on(addr: SocketAddr) -> Self {
+    pub(crate) fn on(addr: SocketAddr) -> Self {
         let load = Self { ends: Arc::default(), answers: Arc::default() };
         for _ in 0..4 {
             let (ends, answers) = (Arc::clone(&load.ends), Arc::clone(&load.answers));
@@ -77,14 +77,14 @@ impl Load {
         load
     }
 
-    fn of(&self, version: &str) -> u64 {
+    pub(crate) fn of(&self, version: &str) -> u64 {
         let answers = self.answers.lock().unwrap();
         answers.iter().filter(|((name, _), _)| name == version).map(|(_, count)| count).sum()
     }
 
     /// All clients got whole answers.
     #[track_caller]
-    fn none_lost(&self) {
+    pub(crate) fn none_lost(&self) {
         let answers = self.answers.lock().unwrap();
         assert!(answers.keys().all(|(_, status)| *status == 200), "{answers:?}");
     }
@@ -96,11 +96,11 @@ impl Drop for Load {
     }
 }
 
-fn status(backstop: &Backstop) -> Value {
+pub(crate) fn status(backstop: &Backstop) -> Value {
     serde_json::from_str(&backstop.order(&["release", "status", "chat", "--json"])).unwrap()
 }
 
-async fn phase(backstop: &Backstop, phase: &str) -> Value {
+pub(crate) async fn phase(backstop: &Backstop, phase: &str) -> Value {
     let reached = async {
         loop {
             let status = status(backstop);
@@ -115,7 +115,7 @@ async fn phase(backstop: &Backstop, phase: &str) -> Value {
 }
 
 /// Which version answers now, and one that is asked for by a rule.
-async fn served(backstop: &Backstop) -> (String, String) {
+pub(crate) async fn served(backstop: &Backstop) -> (String, String) {
     let version = |reply: &crate::client::Reply| reply.header("x-backstop-version").unwrap().to_owned();
     let plain = chat(backstop.addr, false).await;
     let body = json!({ "model": "chat", "messages": [{ "role": "user", "content": "hi" }] }).to_string();
@@ -124,7 +124,7 @@ async fn served(backstop: &Backstop) -> (String, String) {
     (version(&plain), version(&ruled))
 }
 
-fn history(backstop: &Backstop) -> String {
+pub(crate) fn history(backstop: &Backstop) -> String {
     backstop.order(&["release", "history", "chat", "--limit", "100"])
 }
 
@@ -204,7 +204,7 @@ async fn a_bad_version_is_sent_back_and_nobody_notices() {
     assert_eq!(check.code, Some(0), "{check:?}");
 }
 
-fn status_of(backstop: &Backstop) -> String {
+pub(crate) fn status_of(backstop: &Backstop) -> String {
     status(backstop)["phase"].as_str().unwrap().to_owned()
 }
 

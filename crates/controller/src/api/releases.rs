@@ -9,6 +9,8 @@ use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use backstop_config::Force;
+use backstop_core::event::Medium;
 use backstop_core::rollout::{Command, Way};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,16 +20,19 @@ use super::Api;
 use crate::change::Actor;
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{JsonBody, Params, PathName, PathNames};
-use crate::releases::{ReleaseView, Releases, Summary, Wanted, chart, markdown};
+use crate::releases::{ReleaseView, Releases, Return, Summary, Wanted, chart, markdown};
 
 impl Api {
     /// The releases, once the store is open.
     fn releases(&self) -> Result<&Arc<Releases>, ApiError> {
         self.releases.get().ok_or_else(|| {
-            let message = "the store is not open, so that nothing is known of releases";
-            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message).hint(
-                "the log says why; it is tried again every few seconds. A release under way can be rolled back all the same",
-            )
+            let reason =
+                self.control.trouble(Medium::Store).unwrap_or_else(|| "it is being opened".to_owned());
+            let (reason, hint) =
+                reason.split_once("\nhint: ").unwrap_or((&reason, "it is tried every few seconds"));
+            let message = format!("nothing is known of releases while the store is not open: {reason}");
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message)
+                .hint(format!("{hint}. A release under way can be rolled back all the same"))
         })
     }
 
@@ -211,6 +216,9 @@ pub(super) struct Back {
     /// Why; for the history.
     #[serde(default)]
     reason: String,
+    /// Even if no endpoint of the version to go back to can serve, or it was sent back itself.
+    #[serde(default)]
+    force: bool,
 }
 
 /// Roll back
@@ -233,20 +241,21 @@ pub(super) async fn rollback(
     State(api): State<Api>,
     Extension(actor): Extension<Actor>,
     PathName(service): PathName,
-    JsonBody(Back { to, gradual, reason }): JsonBody<Back>,
+    JsonBody(Back { to, gradual, reason, force }): JsonBody<Back>,
 ) -> Result<impl IntoResponse, ApiError> {
     api.knows(&service)?;
+    let force = if force { Force::Yes } else { Force::No };
     let Some(releases) = api.releases.get() else {
         if to.is_some() || gradual {
             let message = "without the store only the release under way can be rolled back, and only at once";
             let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message);
             return Err(error.hint("leave `to` and `gradual` out, or try again when the store is open"));
         }
-        crate::releases::send_back(&api.control, &actor, &service, &reason)?;
+        crate::releases::send_back(&api.control, &actor, &service, &reason, force)?;
         return Ok((StatusCode::ACCEPTED, Json(Value::Null)).into_response());
     };
     let way = if gradual { Way::Gradual } else { Way::Instant };
-    let kept = releases.roll_back(actor, &service, to.as_deref(), way, &reason).await?;
+    let kept = releases.roll_back(actor, &service, Return { to, way, reason, force }).await?;
     Ok(Json(ReleaseView::of(&kept)).into_response())
 }
 

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use backstop_core::event::What;
-use backstop_core::rollout::{Command, Effect, Event, Release, Severity, Way};
+use backstop_config::Force;
+use backstop_core::event::{Medium, What};
+use backstop_core::rollout::{Command, Effect, Event, Phase, Release, Severity, Way};
 use backstop_store::{Commit, CommitError, Fence, HistoryEntry, Key, Op};
 use serde_json::json;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::kept;
-use super::{COMMIT_TIMEOUT, Failure, Kept, LEASE, Releases, Running, key, lock};
+use super::lead::LEASE;
+use super::{COMMIT_TIMEOUT, Failure, Kept, Releases, Running, key, lock, unanswered};
 use crate::change::Actor;
 use crate::control::{Control, Deed, Order, unix_millis};
 use crate::routes::{Active, Route};
@@ -25,9 +27,10 @@ impl Releases {
         let release = &mut running.kept.release;
         let route = self.control.route_of(&release.service);
         let Some(served) = route.and_then(|route| route.active).map(|active| active.release) else { return };
-        if served.id != release.id || served.epoch <= release.epoch {
+        if served.id != release.id || !served.is_ahead_of(release) {
             return;
         }
+        // Whoever served it does not know this release's time.
         let now = release.now.max(served.now);
         let text = match &served.cause {
             Some(cause) => format!("{} has gone back: {cause}", served.canary),
@@ -35,7 +38,7 @@ impl Releases {
         };
         let mut effects = vec![Effect::Tell(Severity::Critical, text)];
         effects.extend(served.phase.is_final().then_some(Effect::Account));
-        *release = Release { now, ..served };
+        *release = Release { now, since: now, ..served };
         running.unsaved = true;
         self.note(running, &effects, &Actor::Release);
         self.show(&running.kept);
@@ -47,7 +50,16 @@ impl Releases {
         let route = self.control.route_of(&kept.release.service);
         let served = route.and_then(|route| route.active);
         // A later one has taken its place.
-        served.is_some_and(|served| served.release.id > kept.release.id || served == kept.active())
+        let is_ours = |served: Active| served.release.id > kept.release.id || served == kept.active();
+        served.is_some_and(is_ours) && self.control.routes_are_kept()
+    }
+
+    /// Whether what was decided last is served, and written down wherever it should be.
+    pub(super) fn is_in_force(&self, running: &Running) -> bool {
+        let is_served = || {
+            self.is_served(&running.kept) || self.serve(running, Order::KeepFirst, &Actor::Release).is_ok()
+        };
+        !running.failing && is_served() && self.control.trouble(Medium::Routes).is_none()
     }
 
     /// Tells the store and the gateway what they may not have been told.
@@ -69,8 +81,9 @@ impl Releases {
     ) -> Result<(), Failure> {
         let (given, gives) = (running.kept.release.given(), next.given());
         let (now, outstanding) = (next.now, running.outstanding.len());
-        // Only a larger share is ever taken back.
-        let before = (gives > given).then(|| (running.kept.release.clone(), running.kept.timeline.clone()));
+        // What makes it harder to go back is kept first, and taken back if it can't be.
+        let raises = gives > given || next.phase == Phase::Promoted;
+        let before = raises.then(|| (running.kept.release.clone(), running.kept.timeline.clone()));
         running.kept.release = next;
         running.kept.sample();
         self.note(running, &effects, actor);
@@ -87,12 +100,18 @@ impl Releases {
                 running.outstanding.truncate(outstanding);
                 return Err(error);
             }
+            if gives == given && matches!(error, Failure::NotLeading(_)) {
+                // Somebody else decides.
+                return Err(error);
+            }
             if !effects.is_empty() {
                 warn!(%error, service, "the store will be told of the release later");
             }
         }
-        if gives >= given {
+        if raises {
             self.serve(running, Order::KeepFirst, actor)?;
+        } else if gives == given {
+            self.serve(running, Order::ServeFirst, actor)?;
         }
         self.show(&running.kept);
         self.announce(&running.kept, &effects);
@@ -141,8 +160,20 @@ impl Releases {
         serve(&self.control, active, order, actor)
     }
 
-    /// Tells the store.
+    /// Tells the store; and people, if it can't be told any more, or can again.
     pub(super) async fn keep(&self, running: &mut Running) -> Result<(), Failure> {
+        let kept = self.commit(running).await;
+        running.failing = kept.is_err();
+        match &kept {
+            Ok(()) => self.control.storage(Medium::Store, Ok(())),
+            // The store has answered.
+            Err(Failure::NotLeading(_) | Failure::Conflict) => {}
+            Err(error) => self.control.storage(Medium::Store, Err(error.to_string())),
+        }
+        kept
+    }
+
+    async fn commit(&self, running: &mut Running) -> Result<(), Failure> {
         let release = &running.kept.release;
         let key = key(&["release", &release.service]);
         let value = serde_json::to_vec(&running.kept).map_err(|error| Failure::Unkept(error.to_string()))?;
@@ -153,7 +184,7 @@ impl Releases {
         // The rest comes with the next look.
         let sent = running.outstanding.len().min(MOST_AT_ONCE);
         ops.extend(running.outstanding.iter().take(sent).cloned());
-        let epoch = lock(&self.epoch).ok_or(Failure::NotLeading)?;
+        let epoch = self.leading()?;
         let fence = Some(Fence { lease: LEASE.to_owned(), epoch });
         let commit = Commit { fence, expect: vec![(key, running.revision)], ops };
         running.unsaved = true;
@@ -162,7 +193,7 @@ impl Releases {
         }
         let committed = match timeout(COMMIT_TIMEOUT, self.store.commit(commit)).await {
             Ok(committed) => committed.map_err(Failure::Store),
-            Err(_) => Err(Failure::Unkept(format!("it has not answered for {} s", COMMIT_TIMEOUT.as_secs()))),
+            Err(_) => Err(Failure::Unkept(unanswered())),
         };
         if committed.is_err() && running.in_doubt == 0 {
             running.in_doubt = sent;
@@ -184,11 +215,11 @@ impl Releases {
                 running.revision = found;
                 running.outstanding.drain(..running.in_doubt.min(running.outstanding.len()));
                 running.in_doubt = 0;
-                Err(Failure::Unkept("it had more to do than was waited for".to_owned()))
+                Err(Failure::Conflict)
             }
             Err(Failure::Store(CommitError::Fenced { .. })) => {
-                *lock(&self.epoch) = None;
-                Err(Failure::NotLeading)
+                self.lose_lead();
+                Err(Failure::NotLeading(None))
             }
             Err(error) => Err(error),
         }
@@ -215,30 +246,33 @@ impl Releases {
     }
 }
 
-/// Takes all traffic from the version on trial. Nobody is asked, and the store is told later.
+/// Takes all traffic from the version on trial. Nobody is asked, and the store is told later. `force`: even if the version to
+/// go back to can't serve.
 pub(crate) fn send_back(
     control: &Control,
     actor: &Actor,
     service: &str,
     reason: &str,
+    force: Force,
 ) -> Result<(), Failure> {
     let route = control.route_of(service).ok_or_else(|| Failure::UnknownService(service.to_owned()))?;
     let active = route.active.ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
     let readiness = kept::readiness(&control.data_plane().status(), &active.release);
     let (actor_name, reason) = (actor.to_string(), reason.to_owned());
     let command = Command::Rollback { way: Way::Instant, actor: actor_name, reason };
-    let event = Event::Command { command, stable_ready: readiness.stable, canary_ready: readiness.canary };
+    let (stable_ready, canary_ready) = (readiness.stable || force == Force::Yes, readiness.canary);
+    let event = Event::Command { command, stable_ready, canary_ready };
     let (release, _) = active.release.step(event, active.release.now).map_err(Failure::Command)?;
     serve(control, Active { release, ..active }, Order::ServeFirst, actor)
 }
 
 /// Serves a release as it is in `active`, unless what is served is further already.
 fn serve(control: &Control, active: Active, order: Order, actor: &Actor) -> Result<(), Failure> {
-    let Release { id, service, canary, phase, epoch, .. } = active.release.clone();
+    let Release { id, service, canary, phase, .. } = active.release.clone();
     let deed = Deed { actor, action: "release", subject: format!("{canary} of {service}: {phase}") };
     let change = |before: Route| {
         let is_further = |served: &Active| {
-            served.release.id > id || (served.release.id == id && served.release.epoch > epoch)
+            served.release.id > id || (served.release.id == id && served.release.is_ahead_of(&active.release))
         };
         let further = before.active.as_ref().is_some_and(is_further);
         (!further).then(|| before.with(active, unix_millis()))

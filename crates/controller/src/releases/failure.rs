@@ -29,14 +29,22 @@ pub(crate) enum Failure {
     Command(backstop_core::rollout::Refused),
     #[error("nothing can be decided by these guardrails: {0}")]
     Plan(backstop_core::evidence::PlanError),
-    #[error("another Backstop decides about the releases in this store")]
-    NotLeading,
-    #[error("the release could not be kept: {0}")]
+    /// Who does, if that is known.
+    #[error("another Backstop decides about the releases in this store{}", place_of(.0.as_deref()))]
+    NotLeading(Option<String>),
+    #[error("the release could not be kept: the store had more to do than was waited for")]
+    Conflict,
+    #[error("what was decided could not be kept: {0}")]
     Unkept(String),
     #[error(transparent)]
     Store(#[from] CommitError),
     #[error(transparent)]
     Refused(Refusal),
+}
+
+/// A Backstop goes by its state directory.
+fn place_of(holder: Option<&str>) -> String {
+    holder.map(|holder| format!(": the one with the state directory `{holder}`")).unwrap_or_default()
 }
 
 impl From<StoreError> for Failure {

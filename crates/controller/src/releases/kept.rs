@@ -88,7 +88,10 @@ impl Kept {
         self.analysis.judge(step, self.min_requests())
     }
 
+    /// Puts something that happened at `at` into the account, in which time does not go back: that moment, or one right
+    /// after the last.
     pub(crate) fn tell(&mut self, at: u64, severity: Severity, text: String) {
+        let at = at.max(self.timeline.last().map_or(0, |last| last.at + 1));
         let known = (severity > Severity::Info).then(|| self.judgement());
         let evidence = serde_json::to_value(known).unwrap_or_default();
         let moment = Moment { at, phase: self.release.phase, share: self.share(), severity, text, evidence };

@@ -8,6 +8,7 @@
 mod act;
 mod failure;
 mod kept;
+mod lead;
 mod report;
 mod start;
 mod view;
@@ -16,11 +17,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use backstop_core::rollout::{Command, Effect, Event, Kind, Phase, Release, Severity, Way};
+use backstop_config::Force;
+use backstop_core::rollout::{Command, Effect, Event, Kind, Phase, Severity, Way};
 use backstop_store::{HistoryFilter, Key, Op, Recorded, Revision, Store, StoreError};
+use futures_util::future::join_all;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, timeout};
-use tracing::{debug, error, warn};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::warn;
 
 use crate::change::Actor;
 use crate::control::{Control, unix_millis};
@@ -28,17 +31,13 @@ pub(crate) use act::send_back;
 pub(crate) use failure::Failure;
 pub(crate) use kept::Kept;
 pub(crate) use report::{chart, markdown};
-pub(crate) use start::Wanted;
+pub(crate) use start::{Return, Wanted};
 pub(crate) use view::{ReleaseView, Summary};
 
 /// How often releases are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// How long a decision waits for the store. One that lowers a share has been served by then.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Only its holder decides about releases.
-const LEASE: &str = "releases";
-/// How long nobody else decides after a Backstop has died; the same one goes on at once.
-const LEASE_LASTS: Duration = Duration::from_secs(15);
 /// Ticks between two looks at the lease.
 const LEASE_TICKS: u64 = 5;
 /// Releases that have ended and are listed, of one service.
@@ -52,6 +51,8 @@ pub struct Releases {
     holder: String,
     /// Of the lease; `None` = somebody else has it.
     epoch: Mutex<Option<u64>>,
+    /// Who has it then, as far as is known.
+    leader: Mutex<Option<String>>,
     /// The last release of each service.
     services: tokio::sync::Mutex<BTreeMap<String, Running>>,
     /// Revisions of releases in the store that can't be read.
@@ -68,6 +69,8 @@ struct Running {
     revision: Option<Revision>,
     /// The store has something older.
     unsaved: bool,
+    /// The last attempt to tell the store has failed.
+    failing: bool,
     /// What is to be kept with it: entries of the history and effects.
     outstanding: Vec<Op>,
     /// So many of them went with a commit of which nobody knows whether it happened.
@@ -96,6 +99,7 @@ impl Releases {
             control,
             store,
             epoch: Mutex::default(),
+            leader: Mutex::default(),
             services: tokio::sync::Mutex::default(),
             unreadable: Mutex::default(),
             deciding: Mutex::default(),
@@ -103,99 +107,6 @@ impl Releases {
         };
         releases.lead().await?;
         Ok(Arc::new(releases))
-    }
-
-    /// Takes the lease, if nobody else has it, and the releases as they are in the store.
-    async fn lead(&self) -> Result<(), StoreError> {
-        let epoch = self.store.acquire(LEASE, &self.holder, LEASE_LASTS, unix_millis()).await?;
-        let mut services = self.read().await?;
-        self.reconcile(&mut services);
-        let seen = services.iter().map(|(name, it)| (name.clone(), Arc::new(it.kept.clone()))).collect();
-        *self.services.lock().await = services;
-        *lock(&self.seen) = seen;
-        if epoch.is_none() && lock(&self.epoch).is_none() {
-            debug!("another Backstop decides about the releases in this store");
-        }
-        *lock(&self.epoch) = epoch;
-        Ok(())
-    }
-
-    /// What is served may be ahead of the store, which was told last or has been lost.
-    fn reconcile(&self, services: &mut BTreeMap<String, Running>) {
-        let current = self.control.current();
-        for active in current.routes.active() {
-            let Release { service, id, epoch, .. } = &active.release;
-            let known = services.get(service);
-            // Ids begin with the time.
-            if known.is_some_and(|known| known.kept.release.id >= *id) {
-                continue;
-            }
-            let revision =
-                known.map_or_else(|| lock(&self.unreadable).get(service).copied(), |it| it.revision);
-            let Some(settings) = current.config.release(service) else { continue };
-            match Kept::of_served(active, &settings) {
-                Ok(kept) => {
-                    warn!(
-                        service,
-                        release = id,
-                        epoch,
-                        "the store does not know the release that is served; it goes on"
-                    );
-                    services.insert(service.clone(), Running { revision, ..Running::new(kept) });
-                }
-                Err(error) => error!(service, release = id, %error, "the release that is served can't go on"),
-            }
-        }
-    }
-
-    /// Keeps the lease, or tries to get it.
-    async fn look_at_lease(&self) {
-        let epoch = *lock(&self.epoch);
-        let done = match epoch {
-            Some(epoch) => match self.store.renew(LEASE, epoch, LEASE_LASTS, unix_millis()).await {
-                Ok(true) => Ok(()),
-                Ok(false) => {
-                    warn!("another Backstop has taken over the releases in this store");
-                    *lock(&self.epoch) = None;
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            },
-            None => self.lead().await,
-        };
-        if let Err(error) = done {
-            debug!(%error, "the lease of the releases could not be looked at");
-        }
-    }
-
-    async fn read(&self) -> Result<BTreeMap<String, Running>, StoreError> {
-        let mut services = BTreeMap::new();
-        let listed = self.store.list(&key(&["release"])).await?;
-        for (key, value) in listed.entries {
-            match serde_json::from_slice::<Kept>(&value.value) {
-                Ok(kept) => {
-                    let service = kept.release.service.clone();
-                    let (revision, outstanding) = (Some(value.revision), Vec::new());
-                    services.insert(
-                        service,
-                        Running {
-                            kept,
-                            revision,
-                            unsaved: false,
-                            outstanding,
-                            in_doubt: 0,
-                            trial: DryRun::default(),
-                        },
-                    );
-                }
-                Err(error) => {
-                    error!(%key, %error, "a release in the store can't be read; it is overwritten by the next one");
-                    let service = key.parts().pop().unwrap_or_default();
-                    lock(&self.unreadable).insert(service, value.revision);
-                }
-            }
-        }
-        Ok(services)
     }
 
     /// Looks after the releases for ever.
@@ -214,16 +125,14 @@ impl Releases {
             before = now;
             count += 1;
             if count % LEASE_TICKS == 0 {
-                // A store that hangs must not keep a version from going back.
-                drop(timeout(COMMIT_TIMEOUT, self.look_at_lease()).await);
+                self.keep_leading().await;
             }
             if lock(&self.epoch).is_none() {
                 continue;
             }
             let mut services = self.services.lock().await;
-            for running in services.values_mut() {
-                self.tick(running, elapsed).await;
-            }
+            // None waits for the store on behalf of another: while it hangs, each of them takes that long.
+            join_all(services.values_mut().map(|running| self.tick(running, elapsed))).await;
         }
     }
 
@@ -236,6 +145,7 @@ impl Releases {
             }
             return;
         }
+        let unkept = !self.is_in_force(running);
         let release = &running.kept.release;
         let (service, now) = (release.service.clone(), release.now + elapsed);
         let (step, since) = (release.exposure().step, release.since);
@@ -257,7 +167,13 @@ impl Releases {
         }
         let is_open = running.kept.window_open(unix_millis());
         let age = (running.kept.release.phase != Phase::Waiting).then(|| now.saturating_sub(since));
-        let observed = running.kept.analysis.observe(now, (step, age), readiness, is_open);
+        let mut observed = running.kept.analysis.observe(now, (step, age), readiness, is_open);
+        observed.unkept = unkept;
+        let digest = self.control.current().config.version_digest(&service, &running.kept.release.canary);
+        if digest.as_ref() != Some(&running.kept.digest) {
+            // A reload can't do that, but a restart.
+            observed.hard_stop = Some("the file means another version by this name now".to_owned());
+        }
         // A tick is never refused.
         if let Ok((next, mut effects)) = running.kept.release.step(Event::Tick(observed), now) {
             effects.extend(news.map(|news| Effect::Tell(Severity::Warning, news)));
@@ -292,20 +208,9 @@ impl Releases {
         service: &str,
         command: Command,
     ) -> Result<Arc<Kept>, Failure> {
-        if let Command::Rollback { way: Way::Instant, reason, .. } = &command {
-            // At once, whatever the store does; what comes after is only to put it on record.
-            {
-                let _one_at_a_time = lock(&self.deciding);
-                send_back(&self.control, &actor, service, reason)?;
-            }
-            let (this, service) = (Arc::clone(self), service.to_owned());
-            return to_its_end(async move { this.put_on_record(&service).await }).await;
-        }
-        if lock(&self.epoch).is_none() {
-            return Err(Failure::NotLeading);
-        }
+        self.leading()?;
         let (this, service) = (Arc::clone(self), service.to_owned());
-        to_its_end(async move { this.obey(&actor, &service, command).await }).await
+        to_its_end(async move { this.obey(&actor, &service, command, Force::No).await }).await
     }
 
     /// Takes up what is served already.
@@ -324,26 +229,46 @@ impl Releases {
         self: &Arc<Self>,
         actor: Actor,
         service: &str,
-        to: Option<&str>,
-        way: Way,
-        reason: &str,
+        back: Return,
     ) -> Result<Arc<Kept>, Failure> {
         let under_way = self.last(service).filter(|last| !last.release.phase.is_final());
-        let Some(last) = under_way else { return self.go_back(actor, service, to, way, reason).await };
+        let Some(last) = under_way else { return self.go_back(actor, service, back).await };
+        let Return { to, way, reason, force } = back;
         if let Some(to) = to.filter(|to| *to != last.release.stable) {
-            let (stable, to) = (last.release.stable.clone(), to.to_owned());
+            let stable = last.release.stable.clone();
             return Err(Failure::Elsewhere { stable, to });
         }
-        let command = Command::Rollback { way, actor: actor.to_string(), reason: reason.to_owned() };
-        self.command(actor, service, command).await
+        let (this, service) = (Arc::clone(self), service.to_owned());
+        if way == Way::Instant {
+            // At once, whatever the store does; what comes after is only to put it on record.
+            let sent = {
+                let _one_at_a_time = lock(&self.deciding);
+                send_back(&self.control, &actor, &service, &reason, force)
+            };
+            match sent {
+                Ok(()) => return to_its_end(async move { this.put_on_record(&service).await }).await,
+                // It is known, and has not been served yet.
+                Err(Failure::NoRelease(_)) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        self.leading()?;
+        let command = Command::Rollback { way, actor: actor.to_string(), reason };
+        to_its_end(async move { this.obey(&actor, &service, command, force).await }).await
     }
 
-    async fn obey(&self, actor: &Actor, service: &str, command: Command) -> Result<Arc<Kept>, Failure> {
+    async fn obey(
+        &self,
+        actor: &Actor,
+        service: &str,
+        command: Command,
+        force: Force,
+    ) -> Result<Arc<Kept>, Failure> {
         let mut services = self.services.lock().await;
         let running = services.get_mut(service).ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
         self.adopt(running);
         let readiness = kept::readiness(&self.control.data_plane().status(), &running.kept.release);
-        let (stable_ready, canary_ready) = (readiness.stable, readiness.canary);
+        let (stable_ready, canary_ready) = (readiness.stable || force == Force::Yes, readiness.canary);
         let text = format!("{} by {actor}", view::name_of(&command));
         let event = Event::Command { command, stable_ready, canary_ready };
         let (next, mut effects) =
@@ -398,6 +323,13 @@ async fn to_its_end(
 ) -> Result<Arc<Kept>, Failure> {
     let done = tokio::spawn(work).await;
     done.unwrap_or_else(|_| Err(Failure::Unkept("the command failed".to_owned())))
+}
+
+fn unanswered() -> String {
+    let seconds = COMMIT_TIMEOUT.as_secs();
+    format!(
+        "the store has not answered for {seconds} s: another program may have locked it, or its disk may hang"
+    )
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

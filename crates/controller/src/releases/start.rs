@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use backstop_config::Force;
 use backstop_core::rollout::{
     Analysis, Command, Effect, Event, Kind, Phase, Release, Settings, Severity, Way,
 };
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan};
 use rand::RngExt;
 use tracing::warn;
 
@@ -13,6 +17,9 @@ use super::{DryRun, Failure, Kept, Releases, Running, kept, lock, to_its_end};
 use crate::change::Actor;
 use crate::control::{Current, Order, unix_millis};
 use crate::routes::Route;
+
+/// How the time stands in an id.
+const ID_TIME: &str = "%Y%m%dT%H%M%S%3f";
 
 /// A release to begin.
 #[derive(Debug, Clone)]
@@ -23,6 +30,17 @@ pub(crate) struct Wanted {
     pub(crate) reason: String,
     /// Even if it was sent back as it is.
     pub(crate) again: bool,
+}
+
+/// To go back, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Return {
+    /// The version to go back to; the stable one, or the one before it, if not given.
+    pub(crate) to: Option<String>,
+    pub(crate) way: Way,
+    pub(crate) reason: String,
+    /// Even if it can't serve, or was sent back itself.
+    pub(crate) force: Force,
 }
 
 impl Releases {
@@ -40,7 +58,7 @@ impl Releases {
             return Err(under_way_of(&under_way.kept));
         }
         let release = Release::begin(
-            &new_id(&wanted.to),
+            &self.next_id(&wanted.service, &wanted.to),
             &wanted.service,
             settings.kind,
             &route.stable,
@@ -93,24 +111,15 @@ impl Releases {
         self: &Arc<Self>,
         actor: Actor,
         service: &str,
-        to: Option<&str>,
-        way: Way,
-        reason: &str,
+        back: Return,
     ) -> Result<Arc<Kept>, Failure> {
+        self.leading()?;
         let (this, service) = (Arc::clone(self), service.to_owned());
-        let (to, reason) = (to.map(str::to_owned), reason.to_owned());
-        to_its_end(async move { this.leave(&actor, &service, to.as_deref(), way, &reason).await }).await
+        to_its_end(async move { this.leave(&actor, &service, back).await }).await
     }
 
-    async fn leave(
-        &self,
-        actor: &Actor,
-        service: &str,
-        to: Option<&str>,
-        way: Way,
-        reason: &str,
-    ) -> Result<Arc<Kept>, Failure> {
-        let (kept, next, effects) = self.turn_back(actor, service, to, way, reason)?;
+    async fn leave(&self, actor: &Actor, service: &str, back: Return) -> Result<Arc<Kept>, Failure> {
+        let (kept, next, effects) = self.turn_back(actor, service, back)?;
         let mut services = self.services.lock().await;
         let mut running = self.running(&services, kept);
         self.advance(&mut running, next, effects, actor).await?;
@@ -125,9 +134,7 @@ impl Releases {
         &self,
         actor: &Actor,
         service: &str,
-        to: Option<&str>,
-        way: Way,
-        reason: &str,
+        Return { to, way, reason, force }: Return,
     ) -> Result<(Kept, Release, Vec<Effect>), Failure> {
         let _one_at_a_time = lock(&self.deciding);
         let current = self.control.current();
@@ -138,28 +145,32 @@ impl Releases {
             earlier.find(|version| current.config.version_digest(service, version).is_some()).cloned()
         };
         let to = match to {
-            Some(to) => to.to_owned(),
+            Some(to) => to,
             None => earlier().ok_or_else(|| Failure::NoEarlier(service.to_owned()))?,
         };
-        known_version(&current, service, &to)?;
+        let target = known_version(&current, service, &to)?;
         if to == route.stable {
             return Err(Failure::IsStable(to));
         }
         if let Some(last) = self.last(service).filter(|last| !last.release.phase.is_final()) {
             return Err(under_way_of(&last));
         }
+        if force == Force::No {
+            not_vetoed(&route, &to, &target)?;
+        }
         let settings = settings_of(&current, service)?;
         let digest = known_version(&current, service, &route.stable)?;
+        let id = self.next_id(service, &to);
         let mut release =
-            Release::begin(&new_id(&to), service, Kind::Rollback, &to, &route.stable, settings.plan.clone());
+            Release::begin(&id, service, Kind::Rollback, &to, &route.stable, settings.plan.clone());
         // That is how it stands: the version to leave has everything.
         release.phase = Phase::Bake;
         let readiness = kept::readiness(&self.control.data_plane().status(), &release);
-        let command = Command::Rollback { way, actor: actor.to_string(), reason: reason.to_owned() };
-        let (stable_ready, canary_ready) = (readiness.stable, readiness.canary);
+        let command = Command::Rollback { way, actor: actor.to_string(), reason: reason.clone() };
+        let (stable_ready, canary_ready) = (readiness.stable || force == Force::Yes, readiness.canary);
         let event = Event::Command { command, stable_ready, canary_ready };
         let (next, effects) = release.step(event, 0).map_err(Failure::Command)?;
-        let kept = new(release, &settings, digest, actor, reason)?;
+        let kept = new(release, &settings, digest, actor, &reason)?;
         // The gateway first: the store may hang.
         let served = Running::new(Kept { release: next.clone(), ..kept.clone() });
         self.serve(&served, Order::ServeFirst, actor)?;
@@ -175,6 +186,15 @@ impl Releases {
         Running { revision, ..Running::new(kept) }
     }
 
+    /// Of a release that begins now. It sorts behind all that there were of the service, whatever the clock says: by that
+    /// the later one is known.
+    fn next_id(&self, service: &str, version: &str) -> String {
+        let served = self.control.route_of(service).and_then(|route| route.active);
+        let known = self.last(service).map(|last| last.release.id.clone());
+        let before = served.map(|active| active.release.id).max(known);
+        new_id(version, unix_millis(), before.as_deref())
+    }
+
     fn may_begin(&self, wanted: &Wanted) -> Result<Begin, Failure> {
         let Wanted { service, to, again, .. } = wanted;
         let current = self.control.current();
@@ -187,10 +207,8 @@ impl Releases {
         }
         // There must be something to go back to.
         known_version(&current, service, &route.stable)?;
-        let veto = route.vetoes.values().find(|veto| veto.digest == digest);
-        if let Some(veto) = veto.filter(|_| !again) {
-            let (release, reason) = (veto.release.clone(), veto.cause.to_string());
-            return Err(Failure::Vetoed { version: to.clone(), release, reason });
+        if !again {
+            not_vetoed(&route, to, &digest)?;
         }
         Ok(Begin { settings, route, digest })
     }
@@ -208,6 +226,7 @@ impl Running {
             kept,
             revision: None,
             unsaved: true,
+            failing: false,
             outstanding: Vec::new(),
             in_doubt: 0,
             trial: DryRun::default(),
@@ -226,6 +245,13 @@ fn known_version(current: &Current, service: &str, version: &str) -> Result<Stri
         let (service, version) = (service.to_owned(), version.to_owned());
         Failure::UnknownVersion { service, version, known: format!("`{known}`") }
     })
+}
+
+/// Refused if it was sent back as it is, by whatever name.
+fn not_vetoed(route: &Route, version: &str, digest: &str) -> Result<(), Failure> {
+    let Some(veto) = route.vetoes.values().find(|veto| veto.digest == digest) else { return Ok(()) };
+    let (release, reason) = (veto.release.clone(), veto.cause.to_string());
+    Err(Failure::Vetoed { version: version.to_owned(), release, reason })
 }
 
 fn under_way_of(kept: &Kept) -> Failure {
@@ -260,9 +286,32 @@ fn new(
     })
 }
 
-/// Sorts by time, and tells what it is about.
-fn new_id(version: &str) -> String {
-    let now = i64::try_from(unix_millis()).unwrap_or_default();
-    let now = jiff::Timestamp::from_millisecond(now).unwrap_or_default();
-    format!("{}-{version}", now.strftime("%Y%m%dT%H%M%S%3f"))
+/// Sorts by time, behind `before`, and tells what it is about.
+fn new_id(version: &str, now: u64, before: Option<&str>) -> String {
+    let parse = |id: &str| DateTime::strptime(ID_TIME, id.split_once('-')?.0).ok();
+    let now = Timestamp::from_millisecond(i64::try_from(now).unwrap_or_default()).unwrap_or_default();
+    let now = now.to_zoned(TimeZone::UTC).datetime();
+    let next = before.and_then(parse).map(|before| before.saturating_add(1.millisecond()));
+    format!("{}-{version}", next.map_or(now, |next| next.max(now)).strftime(ID_TIME))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_release_has_a_greater_id_whatever_the_clock_says() {
+        let first = new_id("v2", 1_790_000_000_000, None);
+        assert_eq!(first, "20260921T141320000-v2");
+        let mut ids = vec![first];
+        // On, the same moment, and back by a minute and by years.
+        for now in [1_790_000_000_001, 1_790_000_000_001, 1_789_999_940_000, 0, 1_790_000_000_500] {
+            let next = new_id("v1", now, ids.last().map(String::as_str));
+            ids.push(next);
+        }
+        assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
+        assert_eq!(ids.last().unwrap(), "20260921T141320500-v1", "and it is the clock's again");
+        // What an operator's tool has made of it is no reason to fail.
+        assert_eq!(new_id("v1", 0, Some("r9")), "19700101T000000000-v1");
+    }
 }

@@ -110,6 +110,9 @@ struct Rollback {
     /// Why; for the history
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
+    /// Even if no endpoint of the version to go back to can serve, or it was sent back itself
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     remote: Remote,
 }
@@ -196,9 +199,9 @@ fn tell(of: &Of, action: &str) -> anyhow::Result<ExitCode> {
 }
 
 fn rollback(args: &Rollback) -> anyhow::Result<ExitCode> {
-    let Rollback { service, to, gradual, reason, remote } = args;
+    let Rollback { service, to, gradual, reason, force, remote } = args;
     let path = path(service, "rollback");
-    let body = json!({ "to": to, "gradual": gradual, "reason": reason });
+    let body = json!({ "to": to, "gradual": gradual, "reason": reason, "force": force });
     let done: Value = remote.connect()?.json(Call::post(&path).body(body))?;
     if done.is_null() {
         eprintln!("rolled back; the store can't be reached and will be told later");

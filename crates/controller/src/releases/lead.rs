@@ -1,0 +1,121 @@
+//! Of the Backstops on one store one decides about releases: the one with the lease.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop_core::event::Medium;
+use backstop_core::rollout::Release;
+use backstop_store::StoreError;
+use tokio::time::timeout;
+use tracing::{debug, error, warn};
+
+use super::{COMMIT_TIMEOUT, Failure, Kept, Releases, Running, key, lock, unanswered};
+use crate::control::unix_millis;
+
+/// Only its holder decides about releases.
+pub(super) const LEASE: &str = "releases";
+/// How long nobody else decides after a Backstop has died; the same one goes on at once.
+const LEASE_LASTS: Duration = Duration::from_secs(15);
+
+impl Releases {
+    /// Takes the lease, if nobody else has it, and the releases as they are in the store.
+    pub(super) async fn lead(&self) -> Result<(), StoreError> {
+        let epoch = self.store.acquire(LEASE, &self.holder, LEASE_LASTS, unix_millis()).await?;
+        let leader = if epoch.is_none() { self.store.holder(LEASE).await? } else { None };
+        *lock(&self.leader) = leader;
+        let mut services = self.read().await?;
+        self.reconcile(&mut services);
+        let seen = services.iter().map(|(name, it)| (name.clone(), Arc::new(it.kept.clone()))).collect();
+        *self.services.lock().await = services;
+        *lock(&self.seen) = seen;
+        if epoch.is_none() && lock(&self.epoch).is_none() {
+            debug!("another Backstop decides about the releases in this store");
+        }
+        *lock(&self.epoch) = epoch;
+        Ok(())
+    }
+
+    /// What is served may be ahead of the store, which was told last or has been lost.
+    fn reconcile(&self, services: &mut BTreeMap<String, Running>) {
+        let current = self.control.current();
+        for active in current.routes.active() {
+            let Release { service, id, epoch, .. } = &active.release;
+            let known = services.get(service);
+            // Ids begin with the time.
+            if known.is_some_and(|known| known.kept.release.id >= *id) {
+                continue;
+            }
+            let revision =
+                known.map_or_else(|| lock(&self.unreadable).get(service).copied(), |it| it.revision);
+            let Some(settings) = current.config.release(service) else { continue };
+            match Kept::of_served(active, &settings) {
+                Ok(kept) => {
+                    warn!(
+                        service,
+                        release = id,
+                        epoch,
+                        "the store does not know the release that is served; it goes on"
+                    );
+                    services.insert(service.clone(), Running { revision, ..Running::new(kept) });
+                }
+                Err(error) => error!(service, release = id, %error, "the release that is served can't go on"),
+            }
+        }
+    }
+
+    /// Looks at the lease. A store that hangs must not keep a version from going back.
+    pub(super) async fn keep_leading(&self) {
+        let looked = timeout(COMMIT_TIMEOUT, self.look_at_lease()).await;
+        let outcome = looked.unwrap_or_else(|_| Err(unanswered()));
+        self.control.storage(Medium::Store, outcome);
+    }
+
+    /// Keeps the lease, or tries to get it.
+    async fn look_at_lease(&self) -> Result<(), String> {
+        let epoch = *lock(&self.epoch);
+        let done = match epoch {
+            Some(epoch) => match self.store.renew(LEASE, epoch, LEASE_LASTS, unix_millis()).await {
+                Ok(true) => Ok(()),
+                Ok(false) => {
+                    self.lose_lead();
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            None => self.lead().await,
+        };
+        done.map_err(|error| error.to_string())
+    }
+
+    /// Somebody else has taken the lease.
+    pub(super) fn lose_lead(&self) {
+        if lock(&self.epoch).take().is_some() {
+            warn!("another Backstop has taken over the releases in this store");
+        }
+    }
+
+    /// The epoch of our lease.
+    pub(super) fn leading(&self) -> Result<u64, Failure> {
+        lock(&self.epoch).ok_or_else(|| Failure::NotLeading(lock(&self.leader).clone()))
+    }
+
+    async fn read(&self) -> Result<BTreeMap<String, Running>, StoreError> {
+        let mut services = BTreeMap::new();
+        let listed = self.store.list(&key(&["release"])).await?;
+        for (key, value) in listed.entries {
+            match serde_json::from_slice::<Kept>(&value.value) {
+                Ok(kept) => {
+                    let (service, revision) = (kept.release.service.clone(), Some(value.revision));
+                    services.insert(service, Running { revision, unsaved: false, ..Running::new(kept) });
+                }
+                Err(error) => {
+                    error!(%key, %error, "a release in the store can't be read; it is overwritten by the next one");
+                    let service = key.parts().pop().unwrap_or_default();
+                    lock(&self.unreadable).insert(service, value.revision);
+                }
+            }
+        }
+        Ok(services)
+    }
+}
