@@ -8,7 +8,7 @@ use backstop_engine_sim::{Fault, Sim};
 use serde_json::json;
 
 use crate::backstop::{Backstop, Said, sim};
-use crate::client::chat;
+use crate::client::{chat, until};
 use crate::release::{
     Load, QUICK, SLOW, all_well, config, history, phase, serve, served, status, status_of, store_is_open,
 };
@@ -130,7 +130,7 @@ async fn while_both_versions_fail_nobody_is_to_blame() {
     held_by(&backstop, "incident").await;
     let during = status(&backstop);
     assert_eq!((&during["phase"], &during["cause"]), (&json!("step 1"), &json!(null)));
-    assert!(backstop.text().contains("stable is in trouble too"), "somebody is told");
+    until("somebody is told", || backstop.text().contains("stable is in trouble too")).await;
     drop(load);
     first.clear_faults();
     second.clear_faults();

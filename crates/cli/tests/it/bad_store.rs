@@ -43,7 +43,7 @@ async fn while_the_store_is_locked_steps_up_wait_and_all_are_served() {
     let load = Load::on(backstop.addr);
     held_by(&backstop, "unkept").await;
     assert_eq!(metric(&backstop, "backstop_storage_up{what=\"store\"}").await, 0.0);
-    assert!(backstop.text().contains("another program may have locked it"), "{}", backstop.text());
+    until("told", || backstop.text().contains("another program may have locked it")).await;
     // Longer than the lease lasts.
     for _ in 0..20 {
         let (before, phase) = (load.of("v1"), status_of(&backstop));
@@ -94,8 +94,9 @@ async fn on_a_full_disk_a_version_can_be_sent_back_and_none_gets_more() {
             0.0,
             "{what}"
         );
-        let told = backstop.log().iter().filter(|it| it["level"] == "ERROR" && it["what"] == what).count();
-        assert_eq!(told, 1, "{what}: once, and loudly: {}", backstop.text());
+        let told = || backstop.log().iter().filter(|it| it["level"] == "ERROR" && it["what"] == what).count();
+        until("told", || told() > 0).await;
+        assert_eq!(told(), 1, "{what}: once, and loudly: {}", backstop.text());
     }
     let events = call(backstop.admin, "GET", "/api/v1/events?follow=false", "", b"").await.text();
     assert!(events.contains("\"event\":\"storage\""), "{events}");
@@ -202,7 +203,7 @@ async fn a_store_that_is_damaged_while_it_is_open_costs_no_request_and_no_rollba
     phase(&backstop, "step 1").await;
     damage(&backstop);
     held_by(&backstop, "unkept").await;
-    assert!(backstop.text().contains("is damaged"), "{}", backstop.text());
+    until("told", || backstop.text().contains("is damaged")).await;
     backstop.order(&["release", "rollback", "chat", "--reason", "to be safe"]);
     for _ in 0..20 {
         assert_eq!(served(&backstop).await, ("v1".to_owned(), "v1".to_owned()));
