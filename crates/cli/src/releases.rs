@@ -38,7 +38,8 @@ pub(crate) async fn look_after(
         info!("the store is open");
     }
     let releases = place.get_or_init(|| releases);
-    tokio::join!(Arc::clone(releases).run(), backstop_controller::notify(control, store));
+    let (run, measure) = (Arc::clone(releases).run(), Arc::clone(releases).measure());
+    tokio::join!(run, measure, backstop_controller::notify(control, store));
 }
 
 async fn open(configured: &Configured, control: &Arc<Control>) -> Result<(Arc<Releases>, Store), StoreError> {

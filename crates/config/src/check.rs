@@ -2,9 +2,10 @@
 
 use serde_json::{Map, Value};
 
+use crate::measure::SecretText;
 use crate::node::{Content, Entry, Kind, Node, Scalar};
 use crate::problem::{Problem, alternatives, nearest, shown};
-use crate::schema::{Schema, Shape, is_required, properties};
+use crate::schema::{Schema, Shape, is_required, other_than_choices, properties};
 use crate::source::join;
 use crate::units::{self, KeyHash, NotifyUrl, Secret, Span, Unit};
 
@@ -232,6 +233,10 @@ impl Checker<'_> {
                 self.in_range(node, number, schema, path).then(|| number.into())
             }
             (Shape::Number, ..) => self.report(node, schema, path, "is not a number"),
+            (Shape::NumberOr(_), _, Kind::Integer(number)) => Some(number.into()),
+            (Shape::NumberOr(_), _, Kind::Float(number)) if number.is_finite() => Some(number.into()),
+            (Shape::NumberOr(format), Some(text), _) => self.text(node, text, Some(format), schema, path),
+            (Shape::NumberOr(_), ..) => self.report(node, schema, path, "is not a number"),
             (Shape::Boolean, _, Kind::Bool(truth)) => Some(truth.into()),
             (Shape::Boolean, Some("true" | "false"), Kind::Filled) => {
                 Some((scalar.as_text() == Some("true")).into())
@@ -249,6 +254,12 @@ impl Checker<'_> {
         path: &str,
     ) -> Option<Value> {
         if let Some(text) = text.filter(|text| choices.contains(text)) {
+            return Some(text.into());
+        }
+        let is_other = |text: &&str| {
+            other_than_choices(schema).is_some_and(|format| units::check_format(format, text).is_ok())
+        };
+        if let Some(text) = text.filter(is_other) {
             return Some(text.into());
         }
         let meant =
@@ -309,8 +320,9 @@ impl Checker<'_> {
 
     fn problem(&self, node: &Node, schema: &Value, path: &str, what: &str) -> Problem {
         // Where a hash belongs, the key itself may stand by mistake.
-        let secret =
-            [Secret::FORMAT, KeyHash::FORMAT, NotifyUrl::FORMAT].iter().any(|it| schema["format"] == *it);
+        let secret = [Secret::FORMAT, SecretText::FORMAT, KeyHash::FORMAT, NotifyUrl::FORMAT]
+            .iter()
+            .any(|it| schema["format"] == *it);
         let shown = if secret && !node.is_reference() { "***".to_owned() } else { node.shown() };
         Problem::new(self.file, node.at, path.to_owned(), format!("`{shown}` {what}"))
             .value(shown)

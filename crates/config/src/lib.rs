@@ -14,11 +14,13 @@ mod concurrency;
 mod env;
 mod http;
 mod intent;
+mod measure;
 mod node;
 mod notify;
 mod order;
 mod outline;
 mod problem;
+mod prometheus;
 mod raw;
 mod reference;
 mod release;
@@ -46,6 +48,7 @@ pub use crate::intent::{EndpointIntent, Force, Intent, IntentError, LostKey, Pla
 pub use crate::notify::{Form, Recipient, Topic};
 pub use crate::outline::Outline;
 pub use crate::problem::{Problem, Problems};
+pub use crate::prometheus::Prometheus;
 pub use crate::units::Store;
 
 /// Larger files are refused.
@@ -96,6 +99,11 @@ impl Config {
         self.document.notify.iter().filter_map(notify::recipient).collect()
     }
 
+    /// Who is asked for metrics that Backstop does not count itself.
+    pub fn prometheus(&self) -> Option<Prometheus> {
+        self.document.prometheus.as_ref().map(prometheus::prometheus)
+    }
+
     pub fn store(&self) -> &Store {
         &self.document.store
     }
@@ -141,6 +149,13 @@ impl Config {
         let found = self.document.services.iter().find(|found| found.name.0 == service);
         let versions = found.into_iter().flat_map(|service| &service.versions);
         versions.map(|version| version.name.0.clone()).collect()
+    }
+
+    /// Whether it is known what the answers of a version cost.
+    pub fn has_price(&self, service: &str, version: &str) -> bool {
+        let found = self.document.services.iter().filter(|found| found.name.0 == service);
+        let mut versions = found.flat_map(|found| &found.versions);
+        versions.any(|found| found.name.0 == version && found.price.is_some())
     }
 
     /// What a version is, as the file describes it, in a few digits: the same as long as nothing of it has been changed.

@@ -149,6 +149,11 @@ impl Node {
         matches!(&self.content, Content::Scalar(scalar) if matches!(scalar.kind(), Kind::Integer(_)))
     }
 
+    pub(crate) fn is_number(&self) -> bool {
+        let Content::Scalar(scalar) = &self.content else { return false };
+        matches!(scalar.kind(), Kind::Integer(_) | Kind::Float(_))
+    }
+
     pub(crate) fn is_null(&self) -> bool {
         matches!(&self.content, Content::Scalar(Scalar { kind: Kind::Null, .. }))
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::schema::{Schema, Shape, is_required, meanings, properties, range};
+use crate::schema::{Schema, Shape, is_required, meanings, other_than_choices, properties, range};
 use crate::units::{self, Unit};
 
 const HEAD: &str = "\
@@ -98,7 +98,8 @@ fn kind(schema: &Schema, property: &Value) -> String {
             format!("list of {what}{least}")
         }
         Some(Shape::Choice(choices)) => {
-            choices.iter().map(|choice| format!("`{choice}`")).collect::<Vec<_>>().join(", ")
+            let other = other_than_choices(property).map(|_| "another name".to_owned());
+            choices.iter().map(|choice| format!("`{choice}`")).chain(other).collect::<Vec<_>>().join(", ")
         }
         Some(Shape::Text { format: Some(units::Span::FORMAT) }) => {
             let limit = |key: &str| property[key].as_str().unwrap_or_default();
@@ -112,6 +113,7 @@ fn kind(schema: &Schema, property: &Value) -> String {
         Some(Shape::Integer) => format!("whole number{}", range(inner)),
         Some(Shape::IntegerOr(word)) => format!("`{word}` or whole number{}", range(inner)),
         Some(Shape::Number) => format!("number{}", range(inner)),
+        Some(Shape::NumberOr(_)) => "number or percentage".to_owned(),
         Some(Shape::Boolean) => "`true`, `false`".to_owned(),
         None => String::new(),
     }

@@ -1,8 +1,8 @@
 //! What is configured of releases, as the control plane goes by it.
 
-use backstop_core::rollout::{
-    ALL, Comparison, Guardrail, Kind, Metric, OnExpiry, Plan, Settings, Severity, Step, Trigger, Way, Window,
-};
+mod guardrail;
+
+use backstop_core::rollout::{ALL, Kind, OnExpiry, Plan, Settings, Step, Way, Window};
 
 use crate::types;
 use crate::units::Percent;
@@ -17,16 +17,10 @@ pub(crate) fn settings(service: &types::Service) -> Settings {
         plan: plan(release),
         warmup: release.warmup.0,
         patience: service.timeouts.first_token.0,
-        guardrails: release
-            .guardrails
-            .iter()
-            .map(|guardrail| Guardrail {
-                metric: metric(guardrail.metric),
-                max_ratio: guardrail.max_ratio,
-                weight: guardrail.weight,
-            })
-            .collect(),
-        triggers: release.triggers.iter().map(trigger).collect(),
+        guardrails: release.guardrails.iter().filter_map(guardrail::of_events).collect(),
+        means: release.guardrails.iter().filter_map(guardrail::of_mean).collect(),
+        gauges: release.guardrails.iter().filter_map(guardrail::gauge).collect(),
+        triggers: release.triggers.iter().filter_map(guardrail::trigger).collect(),
         window: release.window.as_ref().map(window),
     }
 }
@@ -70,47 +64,6 @@ fn way(way: types::Way) -> Way {
     match way {
         types::Way::Instant => Way::Instant,
         types::Way::Gradual => Way::Gradual,
-    }
-}
-
-fn metric(metric: types::Metric) -> Metric {
-    match metric {
-        types::Metric::ErrorRate => Metric::ErrorRate,
-        types::Metric::RejectedRate => Metric::RejectedRate,
-        types::Metric::EmptyRate => Metric::EmptyRate,
-        types::Metric::LengthRate => Metric::LengthRate,
-        types::Metric::FilteredRate => Metric::FilteredRate,
-        types::Metric::Ttft => Metric::Ttft,
-        types::Metric::Tpot => Metric::Tpot,
-        types::Metric::Latency => Metric::Latency,
-    }
-}
-
-fn trigger(trigger: &types::Trigger) -> Trigger {
-    Trigger {
-        metric: match trigger.metric {
-            types::Rate::ErrorRate => Metric::ErrorRate,
-            types::Rate::RejectedRate => Metric::RejectedRate,
-            types::Rate::EmptyRate => Metric::EmptyRate,
-            types::Rate::LengthRate => Metric::LengthRate,
-            types::Rate::FilteredRate => Metric::FilteredRate,
-        },
-        op: match trigger.op {
-            types::Comparison::Gt => Comparison::Gt,
-            types::Comparison::Lt => Comparison::Lt,
-            types::Comparison::Eq => Comparison::Eq,
-            types::Comparison::Ge => Comparison::Ge,
-            types::Comparison::Le => Comparison::Le,
-        },
-        threshold: trigger.threshold.share(),
-        window: trigger.window.0,
-        min_requests: trigger.min_requests,
-        severity: match trigger.severity {
-            types::Severity::Info => Severity::Info,
-            types::Severity::Warning => Severity::Warning,
-            types::Severity::Critical => Severity::Critical,
-        },
-        cooldown: trigger.cooldown.0,
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) enum Shape<'s> {
     /// A whole number, or this word.
     IntegerOr(&'s str),
     Number,
+    /// A number, or a text of this format.
+    NumberOr(&'s str),
     Boolean,
 }
 
@@ -92,6 +94,11 @@ impl Schema {
         if let Some(choices) = choices(schema) {
             return Some(Shape::Choice(choices));
         }
+        if let Some(kinds) = schema["type"].as_array()
+            && ["number", "string"].iter().all(|kind| kinds.iter().any(|it| it == kind))
+        {
+            return schema["format"].as_str().map(Shape::NumberOr);
+        }
         let kind = match &schema["type"] {
             Value::Array(kinds) => kinds.iter().find(|kind| *kind != "null")?.as_str()?,
             kind => kind.as_str()?,
@@ -128,6 +135,9 @@ impl Schema {
             Some(Shape::Integer) => format!("a whole number{}", range(schema)),
             Some(Shape::IntegerOr(word)) => format!("`{word}` or a whole number{}", range(schema)),
             Some(Shape::Number) => format!("a number{}", range(schema)),
+            Some(Shape::NumberOr(format)) => {
+                format!("a number, or {}", units::expected(format).unwrap_or("a text"))
+            }
             Some(Shape::Boolean) => "`true` or `false`".to_owned(),
             None => "another value".to_owned(),
         }
@@ -178,6 +188,11 @@ pub(crate) fn meanings(schema: &Value) -> Vec<(&str, Option<&str>)> {
         alone.into_iter().chain(several)
     });
     plain.chain(described).collect()
+}
+
+/// What may stand in the place of one of the choices.
+pub(crate) fn other_than_choices(schema: &Value) -> Option<&str> {
+    schema["anyOf"].as_array()?.iter().find_map(|one| one["format"].as_str())
 }
 
 fn choices(schema: &Value) -> Option<Vec<&str>> {

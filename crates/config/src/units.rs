@@ -13,6 +13,7 @@ use serde::{Serialize, Serializer};
 
 pub(crate) use crate::http::NotifyUrl;
 use crate::http::{CheckUrl, HeaderName, HeaderText, HttpPath, HttpUrl};
+use crate::measure::{MetricName, PromQuery, SecretText};
 use crate::shaping::{Param, RequestHeader};
 use crate::targeting::{CookieName, CookieText, Network, Sticky, User};
 use crate::time::{Clock, TimeZoneName};
@@ -83,6 +84,9 @@ pub(crate) fn check_format(format: &str, text: &str) -> Result<(), Complaint> {
         User::FORMAT => check::<User>(text),
         Param::FORMAT => check::<Param>(text),
         RequestHeader::FORMAT => check::<RequestHeader>(text),
+        MetricName::FORMAT => check::<MetricName>(text),
+        PromQuery::FORMAT => check::<PromQuery>(text),
+        SecretText::FORMAT => check::<SecretText>(text),
         _ => Ok(()),
     }
 }
@@ -114,6 +118,9 @@ pub(crate) fn expected(format: &str) -> Option<&'static str> {
         User::FORMAT => User::EXPECTED,
         Param::FORMAT => Param::EXPECTED,
         RequestHeader::FORMAT => RequestHeader::EXPECTED,
+        MetricName::FORMAT => MetricName::EXPECTED,
+        PromQuery::FORMAT => PromQuery::EXPECTED,
+        SecretText::FORMAT => SecretText::EXPECTED,
         _ => return None,
     })
 }

@@ -4,6 +4,7 @@
 //! not as the schema wants it is passed over here: the checker has reported it.
 
 mod notify;
+mod release;
 mod targeting;
 
 use std::collections::HashMap;
@@ -14,7 +15,6 @@ use backstop_core::table::{Scheme, Target};
 use crate::http::HttpUrl;
 use crate::node::Node;
 use crate::problem::{Problem, alternatives, nearest};
-use crate::time::Clock;
 use crate::types::Admin;
 use crate::units::{Listen, Percent, Unit};
 
@@ -25,6 +25,7 @@ pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
     validator.admin(root);
     validator.keys(root);
     validator.notify(root);
+    validator.prometheus(root);
     let mut names = HashMap::new();
     let mut models = HashMap::new();
     for (index, service) in items(root, "services").iter().enumerate() {
@@ -43,7 +44,7 @@ pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
         validator.failover(service, &path);
         validator.fallback(service, root, &path);
         validator.admission(service, &path);
-        validator.release(service, &path);
+        validator.release(service, root, &path);
     }
 }
 
@@ -174,50 +175,6 @@ impl Validator<'_> {
                 (last && share < 1.0).then_some("is the last step and not all")
             }
         });
-    }
-
-    /// Shares that go up to all of it, or down to nothing; a window that opens.
-    fn release(&mut self, service: &Node, path: &str) {
-        let Some(release) = service.get("release") else { return };
-        let path = format!("{path}.release");
-        let steps: Vec<_> = items(release, "steps").iter().map(|step| step.get("weight")).collect();
-        let least = 1.0 / f64::from(backstop_core::rollout::ALL);
-        self.shares(
-            &steps,
-            &format!("{path}.steps[].weight"),
-            "rising shares that end with `100%`",
-            |share, before, last| {
-                if share < least {
-                    Some("is less than `0.001%`")
-                } else if before.is_some_and(|before| share <= before) {
-                    Some("is no larger than the step before it")
-                } else {
-                    (last && share < 1.0).then_some("is the last step and not all")
-                }
-            },
-        );
-        if let Some(gradual) = release.get("rollback").and_then(|rollback| rollback.get("gradual")) {
-            let weights: Vec<_> = items(gradual, "weights").iter().map(|weight| Some(&**weight)).collect();
-            let path = format!("{path}.rollback.gradual.weights[]");
-            self.shares(&weights, &path, "falling shares that end with `0%`", |share, before, last| {
-                if before.is_some_and(|before| share >= before) {
-                    Some("is no smaller than the one before it")
-                } else {
-                    (last && share > 0.0).then_some("is the last one and not nothing")
-                }
-            });
-        }
-        let Some(window) = release.get("window") else { return };
-        let clock = |key, default| text_of(window, key).map_or(Ok(default), |(_, text)| Clock::parse(text));
-        if let (Ok(from), Ok(to)) = (clock("from", Clock::midnight()), clock("to", Clock::end_of_day()))
-            && to <= from
-        {
-            let at = window.get("to").or_else(|| window.get("from")).map_or(window.at, |node| node.at);
-            let message = "the window never opens: it ends before it begins".to_owned();
-            let problem = Problem::new(self.file, at, format!("{path}.window"), message);
-            let hint = "a window lies within a day; two releases a day apart need two days".to_owned();
-            self.problems.push(problem.expected("`to` later than `from`").hint(Some(hint)));
-        }
     }
 
     /// Complains of the first share that `wrong` finds something about, given the one before it and whether it is the last.

@@ -159,6 +159,11 @@ impl From<Failure> for ApiError {
                 "`backstop endpoint list` shows its endpoints and why they don't serve; `release rollback --force` goes \
                  back all the same",
             ),
+            Failure::Unmeasured { .. } => (
+                StatusCode::CONFLICT,
+                "metric_unavailable",
+                "a release only begins when everything is there that its guardrails and triggers go by",
+            ),
             Failure::Plan(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_plan", ""),
             Failure::NotLeading(_) => (
                 StatusCode::CONFLICT,

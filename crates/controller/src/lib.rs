@@ -12,6 +12,7 @@ mod crash;
 mod error;
 mod extract;
 mod notify;
+mod prometheus;
 mod releases;
 mod routes;
 mod server;

@@ -63,8 +63,10 @@ pub struct ArmReport {
     /// Distinct units in a sample that is taken alike from both arms by the units' hashes.
     pub units: u64,
     pub bad: Vec<BadCount>,
+    /// Of whole answers, of each unit the first one of a step: what a unit asks for again and again says little new. Of very
+    /// many units a sample that is taken alike from both arms.
     pub output_tokens: Moments,
-    /// By the version's price; nothing if it has none.
+    /// Of the same, by the version's price; nothing if it has none.
     pub cost: Moments,
 }
 

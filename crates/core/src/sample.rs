@@ -8,30 +8,37 @@ pub const MOST_SAMPLED: usize = 4096;
 /// Distinct units of two sides whose hashes are not above a bound that both share.
 #[derive(Debug, Clone)]
 pub struct Sample {
+    most: usize,
     bound: u64,
     sides: [HashSet<u64>; 2],
 }
 
 impl Default for Sample {
     fn default() -> Self {
-        Self { bound: u64::MAX, sides: Default::default() }
+        Self::of_at_most(MOST_SAMPLED)
     }
 }
 
 impl Sample {
+    /// An empty one, for so many units of both sides together.
+    pub fn of_at_most(most: usize) -> Self {
+        Self { most, bound: u64::MAX, sides: Default::default() }
+    }
+
     /// Takes a unit of a side (0 or 1) in, if its hash is low enough. When there are too many, those with the higher half of the
-    /// hashes go.
-    pub fn add(&mut self, side: usize, hash: u64) {
+    /// hashes go. True if it was not in yet.
+    pub fn add(&mut self, side: usize, hash: u64) -> bool {
         if hash > self.bound {
-            return;
+            return false;
         }
-        self.sides[side].insert(hash);
-        while self.sides[0].len() + self.sides[1].len() > MOST_SAMPLED {
+        let is_new = self.sides[side].insert(hash);
+        while self.sides[0].len() + self.sides[1].len() > self.most {
             self.bound /= 2;
             for side in &mut self.sides {
                 side.retain(|hash| *hash <= self.bound);
             }
         }
+        is_new
     }
 
     /// Units whose hashes are above this are not taken; it only falls.

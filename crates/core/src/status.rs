@@ -91,6 +91,10 @@ pub struct EndpointStatus {
     pub breaker_open: bool,
     /// Ejected as an outlier.
     pub ejected: bool,
+    /// Memory that the engine's process holds, in bytes, if it says.
+    pub resident_bytes: Option<f64>,
+    /// Processor time that it has used, if it says.
+    pub cpu_seconds: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

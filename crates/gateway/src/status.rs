@@ -35,6 +35,7 @@ fn of_target(target: &Target, now: Instant) -> EndpointStatus {
     let endpoint = &target.endpoint;
     let settings = endpoint.settings.load();
     let health = endpoint.health();
+    let engine = endpoint.last_report().engine;
     EndpointStatus {
         url: endpoint.id.url.to_string(),
         state: health.state(),
@@ -48,5 +49,7 @@ fn of_target(target: &Target, now: Instant) -> EndpointStatus {
         requests: endpoint.requests(),
         breaker_open: endpoint.breaker_is_open(),
         ejected: endpoint.is_ejected(now),
+        resident_bytes: engine.and_then(|it| it.resident_bytes),
+        cpu_seconds: engine.and_then(|it| it.cpu_seconds),
     }
 }

@@ -130,7 +130,7 @@ async fn while_both_versions_fail_nobody_is_to_blame() {
     held_by(&backstop, "incident").await;
     let during = status(&backstop);
     assert_eq!((&during["phase"], &during["cause"]), (&json!("step 1"), &json!(null)));
-    until("somebody is told", || backstop.text().contains("stable is in trouble too")).await;
+    until("somebody is told", || backstop.text().contains("incident: stable is in trouble")).await;
     drop(load);
     first.clear_faults();
     second.clear_faults();

@@ -19,6 +19,7 @@ mod h2client;
 mod https;
 mod lab;
 mod leave;
+mod measures;
 mod notify;
 mod operators;
 mod release;

@@ -35,7 +35,7 @@ const SECRET: &str = "s3cr3t-value";
 fn env(name: &str) -> Option<String> {
     let value = match name {
         "UPSTREAM_KEY" | "SECRET" | "BACKSTOP_ADMIN_TOKEN" => SECRET,
-        "HOOK_SECRET" | "HOOK_TOKEN" => SECRET,
+        "HOOK_SECRET" | "HOOK_TOKEN" | "PROMETHEUS_TOKEN" => SECRET,
         "SLACK_URL" => "https://slack.example/T0/B0/s3cr3t-value",
         "GRAFANA_TOKEN" => "another",
         "PORT" => "8000",

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use backstop_core::rollout::{ALL, Comparison, Kind, Metric, Severity, Way};
+use backstop_core::rollout::{
+    ALL, Comparison, Gauge, Kind, Limit, Mean, MeanGuardrail, Metric, Severity, Source, Watched, Way,
+};
 
 use super::{check, read};
 
@@ -41,6 +43,7 @@ fn everything_given_arrives() {
     let trigger = &settings.triggers[0];
     assert_eq!((trigger.op, trigger.severity, trigger.threshold), (Comparison::Ge, Severity::Warning, 0.2));
     assert_eq!(trigger.to_string(), "error_rate ≥ 20% over 10 s");
+    assert_eq!(trigger.metric, Watched::Rate(Metric::ErrorRate));
     let window = settings.window.unwrap();
     assert!(window.is_open(0, 9 * 60 + 30) && window.is_open(6, 16 * 60 + 59));
     assert!(!window.is_open(0, 17 * 60) && !window.is_open(1, 12 * 60) && !window.is_open(0, 9 * 60 + 29));
@@ -99,4 +102,138 @@ fn mistakes() {
     for (release, expected) in mistakes {
         check(&text(release), &[expected]);
     }
+}
+
+const PROMETHEUS: &str = "prometheus: { url: \"http://prom:9090/sub/api/v1\", token: \"${SECRET}\", headers: { X-Scope-OrgID: a b } }\n";
+
+fn asks(release: &str) -> String {
+    format!("{PROMETHEUS}{}", text(release))
+}
+
+#[test]
+fn means_and_numbers_arrive() {
+    let config = read(&asks(
+        "{ guardrails: [{ metric: error_rate, require: proven }, { metric: output_tokens, min_ratio: 0.5 }, \
+         { metric: cost, max_ratio: 2, weight: 3 }, { metric: memory_growth, max: 20% }, { metric: cpu, max: 4, for: 5m }, \
+         { metric: queue, prometheus: 'max(q{v=\"$version\"})', min: 0.5 }], \
+         triggers: [{ metric: heat, prometheus: t, threshold: 90 }] }",
+    ))
+    .unwrap();
+    let settings = config.release("chat").unwrap();
+    assert_eq!((settings.guardrails.len(), settings.guardrails[0].proof), (1, true));
+    let mean = |metric, max_ratio, min_ratio, weight| MeanGuardrail {
+        metric,
+        max_ratio,
+        min_ratio,
+        weight,
+        proof: false,
+    };
+    let tokens = mean(Mean::OutputTokens, 1.2, Some(0.5), 1.0);
+    assert_eq!(settings.means, [tokens, mean(Mean::Cost, 2.0, None, 3.0)]);
+    let gauge = |gauge: &Gauge| (gauge.name.clone(), gauge.limit, gauge.lasts.as_secs());
+    let gauges: Vec<_> = settings.gauges.iter().map(gauge).collect();
+    let expected = [("memory_growth", Limit::Max(0.2), 60), ("cpu", Limit::Max(4.0), 300)];
+    assert_eq!(gauges[..2], expected.map(|(name, limit, lasts)| (name.to_owned(), limit, lasts)));
+    assert_eq!(gauges[2], ("queue".to_owned(), Limit::Min(0.5), 60));
+    assert!(matches!(&settings.gauges[2].source, Source::Query(query) if query.is_by_version()));
+    assert!(matches!(&settings.triggers[0].metric, Watched::Query { name, .. } if name == "heat"));
+    assert_eq!(settings.triggers[0].threshold.to_bits(), 90_f64.to_bits());
+    let names: Vec<String> = settings.questions().into_iter().map(|asked| asked.name).collect();
+    assert_eq!(names, ["queue", "heat"]);
+
+    let prometheus = config.prometheus().unwrap();
+    assert_eq!(prometheus.target.base_path, "/sub", "the rest of it is ours to say");
+    assert_eq!(prometheus.token.as_deref(), Some(super::SECRET));
+    assert_eq!(prometheus.headers, [("x-scope-orgid".to_owned(), "a b".to_owned())]);
+    let shown = config.effective(&crate::Intent::default()).to_string();
+    assert!(!shown.contains(super::SECRET) && !shown.contains("a b"), "{shown}");
+}
+
+#[test]
+fn mistakes_about_what_is_measured() {
+    let guardrail = |rest: &str| format!("{{ guardrails: [{{ metric: error_rate }}, {{ {rest} }}] }}");
+    let of = "services[0].release.guardrails[1]";
+    for (rest, expected) in [
+        ("metric: queue", format!("{of}.metric: `queue` is not one of the choices")),
+        ("metric: Queue", format!("{of}.metric: `Queue` is not one of the choices")),
+        ("metric: error_rate", format!("{of}.metric: there is another guardrail for `error_rate`")),
+        (
+            "metric: latency, prometheus: x, max: 1",
+            format!("{of}.prometheus: `latency` is counted by Backstop itself"),
+        ),
+        ("metric: queue, prometheus: x", format!("{of}: `queue` has no limit")),
+        (
+            "metric: queue, prometheus: x, max: 1, min: 0",
+            format!("{of}.min: `max` and `min` exclude each other"),
+        ),
+        (
+            "metric: queue, prometheus: x, max: 1, max_ratio: 2",
+            format!("{of}.max_ratio: `max_ratio` has no effect on `queue`"),
+        ),
+        (
+            "metric: queue, prometheus: x, max: 1, weight: 2",
+            format!("{of}.weight: `weight` has no effect on `queue`"),
+        ),
+        ("metric: queue, prometheus: x, max: 20%", format!("{of}.max: `20%` is not a number")),
+        (
+            "metric: queue, prometheus: '$versions', max: 1",
+            format!("{of}.prometheus: `$versions` is not a question for Prometheus"),
+        ),
+        ("metric: memory_growth, max: 2", format!("{of}.max: `2` is not a percentage")),
+        ("metric: memory_growth", format!("{of}: `memory_growth` has no limit")),
+        ("metric: cpu, max: 20%", format!("{of}.max: `20%` is not a number")),
+        ("metric: latency, max: 3", format!("{of}.max: `max` has no effect on `latency`")),
+        ("metric: latency, for: 3s", format!("{of}.for: `for` has no effect on `latency`")),
+        (
+            "metric: latency, min_ratio: 0.5",
+            format!("{of}.min_ratio: `min_ratio` has no effect on `latency`"),
+        ),
+        ("metric: cost, max: 3", format!("{of}.max: `max` has no effect on `cost`")),
+        ("metric: cost, max_ratio: 0.5", format!("{of}.max_ratio: `0.5` is out of range")),
+    ] {
+        check_end(&asks(&guardrail(rest)), &expected);
+    }
+    let trigger = |rest: &str| format!("{{ triggers: [{{ {rest} }}] }}");
+    let of = "services[0].release.triggers[0]";
+    for (rest, expected) in [
+        ("metric: error_rate, threshold: 20", format!("{of}.threshold: `20` is not a percentage")),
+        ("metric: heat, prometheus: x, threshold: 20%", format!("{of}.threshold: `20%` is not a number")),
+        ("metric: heat, threshold: 20", format!("{of}.metric: `heat` is not one of the choices")),
+    ] {
+        check_end(&asks(&trigger(rest)), &expected);
+    }
+    check_end(
+        &text(&guardrail("metric: queue, prometheus: x, max: 1")),
+        "guardrails[1].prometheus: there is no Prometheus to ask",
+    );
+    check_end(
+        &text("{ guardrails: [{ metric: cost }] }"),
+        "release.guardrails: nothing here tells when answers fail or take too long",
+    );
+    check_end(
+        &text("{ mode: blue_green, guardrails: [{ metric: ttft, require: proven }] }"),
+        "guardrails[0].require: nothing can be proven: a `blue_green` release compares nothing",
+    );
+    let twice = asks("{}").replace("X-Scope-OrgID: a b", "Authorization: Basic x");
+    check_end(&twice, "prometheus.token: `token` is the header `authorization` too");
+}
+
+/// There is one problem, and it ends with `expected`.
+#[track_caller]
+fn check_end(text: &str, expected: &str) {
+    let found: Vec<String> = match read(text) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.iter().map(super::brief).collect(),
+    };
+    assert!(found.len() == 1 && found[0].ends_with(expected), "{found:?}, not `{expected}`, in\n{text}");
+}
+
+#[test]
+fn a_metric_that_is_misspelt_is_guessed() {
+    let hint = |metric: &str| {
+        let problems = read(&text(&format!("{{ guardrails: [{{ metric: {metric} }}] }}"))).unwrap_err();
+        problems.iter().next().unwrap().hint.clone().unwrap()
+    };
+    assert_eq!(hint("eror_rate"), "did you mean `error_rate`?");
+    assert_eq!(hint("gpu_heat"), "a metric of another name needs `prometheus`, the question for it");
 }

@@ -3,8 +3,10 @@
 //! The only place where they are written. The schema, the checks and `docs/config.md` are made from these
 //! types: doc comments are the text of the reference, `range`, `length` and `x-…` are the limits.
 
+mod guardrail;
 mod health;
 mod notify;
+mod prometheus;
 mod release;
 mod request;
 mod service;
@@ -16,8 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::order::ordered;
 use crate::units::{DnsServer, KeyHash, Listen, Name, Percent, Secret, Span, Store};
 
+pub(crate) use guardrail::*;
 pub(crate) use health::*;
 pub(crate) use notify::*;
+pub(crate) use prometheus::*;
 pub(crate) use release::*;
 pub(crate) use request::*;
 pub(crate) use service::*;
@@ -54,6 +58,10 @@ pub(crate) struct Document {
     /// Who is told of failovers and releases. What is to be sent is kept in `store` until it has been.
     #[serde(default)]
     pub(crate) notify: Vec<Notify>,
+    /// Who is asked for the metrics of releases that Backstop does not count itself.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) prometheus: Option<Prometheus>,
     /// Where releases, their history and what is to be sent are kept: `sqlite:PATH` or `memory:` (write it in quotes,
     /// because of the colon at its end). Run-time changes of endpoints are in `state_dir`.
     #[serde(default = "default_store")]

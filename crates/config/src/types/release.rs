@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{Guardrail, Metric, Trigger};
 use crate::order::ordered;
 use crate::time::{Clock, TimeZoneName};
 use crate::units::{Percent, Span};
@@ -122,122 +123,6 @@ pub(crate) enum Day {
     Sun,
 }
 
-/// A metric in which the new version must not be worse. Only the first attempt of each request counts: what is made good
-/// elsewhere is still the new version's fault.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(rename = "guardrail", transform = ordered::<Self>)]
-pub(crate) struct Guardrail {
-    /// What is compared.
-    pub(crate) metric: Metric,
-    /// How much worse is tolerated. Of a rate: its ratio to the stable version's. Of a time: the factor on the stable
-    /// version's own median, p90, p95 and p99 as they were before the release.
-    #[serde(default = "one")]
-    #[schemars(range(min = 1.0, max = 100.0))]
-    pub(crate) max_ratio: f64,
-    /// How much of the evidence it makes up, relative to the others: what weighs more is noticed a little sooner.
-    #[serde(default = "one")]
-    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1000))]
-    pub(crate) weight: f64,
-}
-
-/// What answers are judged by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "release-metric")]
-pub(crate) enum Metric {
-    /// No whole answer, for whatever reason but the client's.
-    ErrorRate,
-    /// The engine takes the request for the client's mistake (4xx).
-    RejectedRate,
-    /// Whole answers with nothing in them.
-    EmptyRate,
-    /// Answers that ended because they were too long.
-    LengthRate,
-    /// Answers withheld for their content.
-    FilteredRate,
-    /// Time to the first token; streams only.
-    Ttft,
-    /// Time per output token; streams only.
-    Tpot,
-    /// Time to the end of the answer.
-    Latency,
-}
-
-/// A limit for a rate of the new version.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(rename = "trigger", transform = ordered::<Self>)]
-pub(crate) struct Trigger {
-    /// What is watched.
-    pub(crate) metric: Rate,
-    /// How it must stand to the threshold to set the trigger off.
-    #[serde(default)]
-    pub(crate) op: Comparison,
-    /// Share of the requests.
-    pub(crate) threshold: Percent,
-    /// Over how long the rate is taken.
-    #[serde(default = "half_a_minute")]
-    #[schemars(extend("x-min" = "1s", "x-max" = "1h"))]
-    pub(crate) window: Span,
-    /// With fewer requests in the window it says nothing.
-    #[serde(default = "some")]
-    #[schemars(range(min = 1, max = 1_000_000_000))]
-    pub(crate) min_requests: u64,
-    /// `critical` sends the version back, `warning` pauses the release, `info` is noted.
-    #[serde(default)]
-    pub(crate) severity: Severity,
-    /// How long it is silent after it was set off.
-    #[serde(default = "five_minutes")]
-    #[schemars(extend("x-min" = "0s", "x-max" = "24h"))]
-    pub(crate) cooldown: Span,
-}
-
-/// Rates that a trigger can watch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "release-rate")]
-#[expect(clippy::enum_variant_names, reason = "called as the metrics are")]
-pub(crate) enum Rate {
-    /// As in `guardrails`.
-    ErrorRate,
-    /// As in `guardrails`.
-    RejectedRate,
-    /// As in `guardrails`.
-    EmptyRate,
-    /// As in `guardrails`.
-    LengthRate,
-    /// As in `guardrails`.
-    FilteredRate,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "comparison")]
-pub(crate) enum Comparison {
-    /// Greater than.
-    #[default]
-    Gt,
-    /// Less than.
-    Lt,
-    /// Equal.
-    Eq,
-    /// Greater or equal.
-    Ge,
-    /// Less or equal.
-    Le,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "severity")]
-pub(crate) enum Severity {
-    Info,
-    Warning,
-    #[default]
-    Critical,
-}
-
 /// How a version goes back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -277,7 +162,6 @@ pub(crate) struct Gradual {
 
 impl Default for Release {
     fn default() -> Self {
-        let guardrail = |metric, weight| Guardrail { metric, max_ratio: 1.0, weight };
         Self {
             mode: ReleaseMode::Canary,
             steps: [1.0, 10.0, 50.0, 100.0].map(ReleaseStep::of).to_vec(),
@@ -288,12 +172,12 @@ impl Default for Release {
             window: None,
             alpha: 0.01,
             guardrails: vec![
-                Guardrail { max_ratio: 1.1, ..guardrail(Metric::ErrorRate, 5.0) },
-                guardrail(Metric::Ttft, 1.0),
-                guardrail(Metric::Tpot, 1.0),
-                guardrail(Metric::Latency, 1.0),
-                Guardrail { max_ratio: 1.1, ..guardrail(Metric::EmptyRate, 1.0) },
-                Guardrail { max_ratio: 1.1, ..guardrail(Metric::LengthRate, 1.0) },
+                Guardrail::of(Metric::ErrorRate, 1.1, 5.0),
+                Guardrail::of(Metric::Ttft, 1.0, 1.0),
+                Guardrail::of(Metric::Tpot, 1.0, 1.0),
+                Guardrail::of(Metric::Latency, 1.0, 1.0),
+                Guardrail::of(Metric::EmptyRate, 1.1, 1.0),
+                Guardrail::of(Metric::LengthRate, 1.1, 1.0),
             ],
             triggers: Vec::new(),
             rollback: Rollback::default(),
@@ -325,24 +209,8 @@ fn no_time() -> Span {
     Span::secs(0)
 }
 
-fn half_a_minute() -> Span {
-    Span::secs(30)
-}
-
-fn five_minutes() -> Span {
-    Span::secs(300)
-}
-
 fn enough() -> u64 {
     100
-}
-
-fn some() -> u64 {
-    20
-}
-
-fn one() -> f64 {
-    1.0
 }
 
 fn every_day() -> Vec<Day> {

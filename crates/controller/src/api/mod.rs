@@ -169,7 +169,9 @@ async fn openapi() -> Json<utoipa::openapi::OpenApi> {
 /// All metrics, for Prometheus
 #[utoipa::path(get, path = "/metrics", responses((status = OK, body = String, content_type = "text/plain; version=0.0.4")))]
 async fn metrics(State(api): State<Api>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], api.data_plane().metrics())
+    let releases = api.releases.get().map(|releases| releases.metrics()).unwrap_or_default();
+    let page = api.data_plane().metrics() + &releases;
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page)
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {

@@ -1,4 +1,4 @@
-//! Sends one request on a connection of its own: what is told is seldom, and its recipients come and go.
+//! Sends one request on a connection of its own: what is told or asked is seldom, and others come and go.
 
 use std::io;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// Of an answer, in bytes; nothing in it is needed.
+/// Of an answer, in bytes; of a longer one nothing is read but the head.
 const MAX_ANSWER: usize = 64 * 1024;
 
-pub(super) struct Client {
+pub(crate) struct Client {
     tls: TlsConnector,
 }
 
 impl Client {
     /// One that believes the authorities of the system.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut roots = RootCertStore::empty();
         // What can't be read of them is left out, as everybody does.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -42,7 +42,7 @@ impl Client {
     }
 
     /// The answer, or why there is none. What is said never holds the path.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &self,
         target: &Target,
         request: Request<Full<Bytes>>,

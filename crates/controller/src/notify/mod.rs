@@ -33,7 +33,7 @@ use tracing::{debug, error, warn};
 
 use crate::Control;
 use crate::control::unix_millis;
-use client::Client;
+pub(crate) use client::Client;
 use notice::Notice;
 use outbox::{Dropped, Outbox};
 pub(crate) use release::of_release;

@@ -27,6 +27,8 @@ pub(crate) enum Failure {
     NoEarlier(String),
     #[error("{0}")]
     Command(backstop_core::rollout::Refused),
+    #[error("`{metric}` is not available: {why}")]
+    Unmeasured { metric: String, why: String },
     #[error("nothing can be decided by these guardrails: {0}")]
     Plan(backstop_core::evidence::PlanError),
     /// Who does, if that is known.

@@ -9,6 +9,8 @@ mod act;
 mod failure;
 mod kept;
 mod lead;
+mod measures;
+mod metrics;
 mod report;
 mod start;
 mod view;
@@ -61,6 +63,7 @@ pub struct Releases {
     deciding: Mutex<()>,
     /// As they were last, for those who only look.
     seen: Mutex<BTreeMap<String, Arc<Kept>>>,
+    measures: measures::Measures,
 }
 
 struct Running {
@@ -104,6 +107,7 @@ impl Releases {
             unreadable: Mutex::default(),
             deciding: Mutex::default(),
             seen: Mutex::default(),
+            measures: measures::Measures::new(),
         };
         releases.lead().await?;
         Ok(Arc::new(releases))
@@ -159,7 +163,8 @@ impl Releases {
             running.kept.release.count_anew();
             running.kept.baseline = Some(usual);
         }
-        let mut readiness = kept::readiness(&plane.status(), &running.kept.release);
+        let status = plane.status();
+        let mut readiness = kept::readiness(&status, &running.kept.release);
         let mut news = None;
         if running.kept.release.kind == Kind::BlueGreen && running.kept.release.phase == Phase::Waiting {
             news = self.dry_run(running, readiness.canary).await;
@@ -167,6 +172,7 @@ impl Releases {
         }
         let is_open = running.kept.window_open(unix_millis());
         let age = (running.kept.release.phase != Phase::Waiting).then(|| now.saturating_sub(since));
+        self.take_measures(&mut running.kept, &status, now, age);
         let mut observed = running.kept.analysis.observe(now, (step, age), readiness, is_open);
         observed.unkept = unkept;
         let digest = self.control.current().config.version_digest(&service, &running.kept.release.canary);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use backstop_core::evidence::{Verdict, likelihood};
+use backstop_core::evidence::{MetricVerdict, Verdict, likelihood};
 use backstop_core::report::Quantiles;
 use backstop_core::rollout::{Phase, Severity};
 use jiff::Timestamp;
@@ -98,7 +98,10 @@ fn evidence(kept: &Kept, out: &mut String) {
         let _ =
             writeln!(out, "The split was not what it should be (p = {p:.1e}), so nothing was concluded.\n");
     }
-    out.push_str("| Metric | Verdict | Alone | Bad units (new / stable) | Ratio, at least – at most |\n|---|---|---|---|---|\n");
+    out.push_str(
+        "| Metric | Verdict | Alone | Bad units or value (new / stable) | Ratio, at least – at most | Not worse, for sure | Why |\n\
+         |---|---|---|---|---|---|---|\n",
+    );
     for metric in &judgement.metrics {
         let verdict = match metric.verdict {
             Verdict::Pass => "pass",
@@ -107,18 +110,28 @@ fn evidence(kept: &Kept, out: &mut String) {
             Verdict::NoData => "no data",
             Verdict::ProviderError => "provider error",
         };
-        let bad: Vec<String> =
-            metric.bad.iter().map(|bad| format!("{}/{}", bad.canary, bad.stable)).collect();
-        let ratios: Vec<String> = metric.ratios.iter().map(|range| ratio(range.low, range.high)).collect();
-        let _ = writeln!(
-            out,
-            "| {} | {verdict} | {} | {} | {} |",
-            metric.name,
-            likelihood(metric.log_e),
-            bad.join(", "),
-            ratios.join(", ")
-        );
+        let alone = if metric.figures.is_some() { "–".to_owned() } else { likelihood(metric.log_e) };
+        let (seen, ratios) = seen(metric);
+        let proven = match (metric.proven, metric.excluded()) {
+            (true, Some(times)) => format!("proven; {times:.2} times is excluded"),
+            (false, Some(times)) => format!("{times:.2} times is excluded"),
+            _ => "nothing is excluded".to_owned(),
+        };
+        let proven = if ratios.is_empty() { "–".to_owned() } else { proven };
+        let (name, why) = (&metric.name, cell(&metric.reason));
+        let _ = writeln!(out, "| {name} | {verdict} | {alone} | {seen} | {ratios} | {proven} | {why} |");
     }
+}
+
+/// What was counted or measured of a metric, and where its ratio is.
+fn seen(metric: &MetricVerdict) -> (String, String) {
+    let bad = metric.bad.iter().map(|bad| format!("{}/{}", bad.canary, bad.stable));
+    let value = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), |value| format!("{value:.4}"));
+    let figures = metric.figures.iter().map(|it| format!("{} / {}", value(it.canary), value(it.stable)));
+    let of_means = metric.figures.iter().filter_map(|it| it.ratio).map(|it| ratio(it.low, it.high));
+    let ratios = metric.ratios.iter().map(|range| ratio(range.low, range.high)).chain(of_means);
+    let join = |texts: Vec<String>| texts.join(", ");
+    (join(bad.chain(figures).collect()), join(ratios.collect()))
 }
 
 fn baseline(kept: &Kept, out: &mut String) {

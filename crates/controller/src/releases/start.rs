@@ -46,8 +46,13 @@ pub(crate) struct Return {
 impl Releases {
     /// Begins to release a version.
     pub(crate) async fn start(self: &Arc<Self>, actor: Actor, wanted: Wanted) -> Result<Arc<Kept>, Failure> {
+        // What has to be asked is asked before anybody has to wait for it.
+        let Begin { settings, route, .. } = self.may_begin(&wanted)?;
+        self.can_be_measured(&settings, &wanted.service, (&route.stable, &wanted.to)).await?;
         let this = Arc::clone(self);
-        to_its_end(async move { this.begin(&actor, &wanted).await }).await
+        let begun = to_its_end(async move { this.begin(&actor, &wanted).await }).await;
+        self.measures.wake();
+        begun
     }
 
     async fn begin(&self, actor: &Actor, wanted: &Wanted) -> Result<Arc<Kept>, Failure> {

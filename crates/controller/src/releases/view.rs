@@ -1,6 +1,6 @@
 //! Releases as operators see them.
 
-use backstop_core::evidence::{Judgement, Verdict};
+use backstop_core::evidence::{Figures, Judgement, Verdict};
 use backstop_core::rollout::{Command, Kind, Phase, Severity};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -102,6 +102,24 @@ struct MetricView {
     log: f64,
     /// Units that something bad happened to; of a time: by its limits.
     bad: Vec<ArmsView>,
+    /// The evidence has shown that the version is not worse.
+    proven: bool,
+    /// For sure it is not so many times as much, or as often, as with the stable version; none if nothing is sure.
+    excluded_above: Option<f64>,
+    /// Of a mean, or of a number that is measured.
+    figures: Option<FiguresView>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct FiguresView {
+    stable: Option<f64>,
+    canary: Option<f64>,
+    /// Of a mean: how many times the stable version's it is, and between which it is for sure. None where nothing is known.
+    ratio: Option<f64>,
+    ratio_low: Option<f64>,
+    ratio_high: Option<f64>,
+    /// In words.
+    limit: String,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -211,12 +229,29 @@ impl EvidenceView {
             reason: metric.reason.clone(),
             log: metric.log_e,
             bad: metric.bad.iter().map(|bad| ArmsView { stable: bad.stable, canary: bad.canary }).collect(),
+            proven: metric.proven,
+            excluded_above: metric.excluded(),
+            figures: metric.figures.as_ref().map(FiguresView::of),
         });
         Self {
             log: judgement.log_m,
             log_limit: judgement.log_certain,
             imbalance: judgement.imbalance,
             metrics: metrics.collect(),
+        }
+    }
+}
+
+impl FiguresView {
+    fn of(figures: &Figures) -> Self {
+        let Figures { stable, canary, ratio, limit } = figures.clone();
+        Self {
+            stable,
+            canary,
+            ratio: ratio.map(|ratio| ratio.estimate),
+            ratio_low: ratio.map(|ratio| ratio.low),
+            ratio_high: ratio.map(|ratio| ratio.high).filter(|high| high.is_finite()),
+            limit,
         }
     }
 }

@@ -109,6 +109,8 @@ impl DataPlane for Plane {
             requests: 0,
             breaker_open: false,
             ejected: false,
+            resident_bytes: None,
+            cpu_seconds: None,
         };
         let version = |it: &VersionSpec| VersionStatus {
             name: it.name.clone(),

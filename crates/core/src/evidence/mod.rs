@@ -38,11 +38,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use imbalance::{Assigned, imbalance};
-pub use means::{Difference, Sample, difference};
+pub use means::{Difference, Ratio, Sample, difference, ratio};
 pub use plan::{MetricPlan, Plan, PlanError};
 pub use process::{Arms, Range};
 use process::{Logs, Process, log_sum};
-pub use verdict::{Judgement, MetricVerdict, Rules, Verdict, likelihood};
+pub use verdict::{Figures, Judgement, MetricVerdict, Rules, Verdict, likelihood};
 
 /// Evidence for a release, by which it may be sent back. What is kept of it are counts; all else follows from them.
 #[derive(Debug, Clone, Serialize, Deserialize)]

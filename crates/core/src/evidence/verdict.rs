@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::imbalance::{Assigned, imbalance};
 use super::process::{Arms, Range};
-use super::{Evidence, MetricEvidence};
+use super::{Evidence, MetricEvidence, Ratio};
 
 /// What is known of one metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +25,10 @@ pub enum Verdict {
 /// What it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rules {
-    /// Probability, at most, that a canary that is not worse is ever found to be.
+    /// Probability, at most, that a canary that is not worse is ever found to be, by what is judged here.
     pub alpha: f64,
+    /// The same for a split that is as it should be.
+    pub alpha_of_split: f64,
     /// Requests of the canary in a step, before which nothing passes without proof.
     pub min_requests: u64,
 }
@@ -37,7 +39,7 @@ pub struct Judgement {
     /// Natural logarithm of the combined evidence, and of what it takes to send the canary back.
     pub log_m: f64,
     pub log_certain: f64,
-    /// The metric that says most, by its place in the plan, if the canary is to be sent back.
+    /// The metric that says most, by its place in `metrics`, if the canary is to be sent back.
     pub regressed: Option<usize>,
     /// The p-value of the split, if it is so small that nothing can be compared.
     pub imbalance: Option<f64>,
@@ -56,13 +58,36 @@ pub struct MetricVerdict {
     pub ratios: Vec<Range>,
     /// It is proven that the canary is below the margin.
     pub proven: bool,
+    /// What a mean or a number that is measured comes to.
+    #[serde(default)]
+    pub figures: Option<Figures>,
+}
+
+/// What is known of a metric of which there are numbers, not events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    pub stable: Option<f64>,
+    pub canary: Option<f64>,
+    /// Of a mean.
+    pub ratio: Option<Ratio>,
+    /// What it may be, in words.
+    pub limit: String,
+}
+
+impl MetricVerdict {
+    /// So many times as much as stable's, or as often, the canary's is not, for sure; `None` if nothing can be excluded.
+    pub fn excluded(&self) -> Option<f64> {
+        let means = self.figures.iter().filter_map(|figures| Some(figures.ratio?.high));
+        let most = self.ratios.iter().map(|range| range.high).chain(means).reduce(f64::max)?;
+        most.is_finite().then_some(most)
+    }
 }
 
 impl Evidence {
     /// Judges the canary by the evidence, the `requests` of this step and all units that were `assigned`.
     pub fn judge(&self, rules: &Rules, requests: Arms, assigned: &[Assigned]) -> Judgement {
         let p = imbalance(assigned);
-        let imbalance = (p < rules.alpha).then_some(p);
+        let imbalance = (p < rules.alpha_of_split).then_some(p);
         let regressed = if imbalance.is_some() { None } else { self.regressed(rules.alpha) };
         let case = Case { rules, requests, imbalance, regressed };
         let metrics = (0..self.plan.metrics().len()).filter_map(|i| self.judge_metric(i, &case)).collect();
@@ -82,6 +107,7 @@ impl Evidence {
             bad: evidence.bad,
             ratios: self.ratios(metric, case.rules.alpha),
             proven,
+            figures: None,
         })
     }
 }
@@ -146,7 +172,7 @@ mod tests {
     use super::super::{Bad, MetricPlan, Plan};
     use super::*;
 
-    const RULES: Rules = Rules { alpha: 0.01, min_requests: 100 };
+    const RULES: Rules = Rules { alpha: 0.01, alpha_of_split: 0.01, min_requests: 100 };
 
     fn evidence(errors: Arms, slow: Arms) -> Evidence {
         let metric = |name: &str| MetricPlan {

@@ -6,12 +6,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::counts::{Both, Counted};
+use super::engines::Engines;
+use super::gauge::{Gauge, Gauging};
 use super::hard_stop::OUTAGE_WITHIN;
 use super::seen::Seen;
-use super::settings::{Guardrail, Settings, Trigger};
+use super::settings::{Guardrail, MeanGuardrail, Settings, Trigger};
 use super::{Observed, millis};
 use crate::evidence::{
-    Arms, Assigned, Bad, Evidence, Judgement, MetricPlan, Overdue, Plan, PlanError, Rules,
+    Arms, Assigned, Bad, Evidence, Judgement, MetricPlan, MetricVerdict, Overdue, Plan, PlanError, Rules,
+    Verdict,
 };
 use crate::report::{
     ArmReport, BadCount, BadEvent, EpochReport, Latencies, Quantiles, TrialReport, share_of_kept,
@@ -26,18 +29,30 @@ const ENOUGH_TIMED: u64 = 100;
 /// What is known of a release, apart from its state.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Analysis {
-    guardrails: Vec<Guardrail>,
+    pub(super) guardrails: Vec<Guardrail>,
+    #[serde(default)]
+    pub(super) means: Vec<MeanGuardrail>,
+    #[serde(default)]
+    pub(super) gauges: Vec<Gauge>,
     pub(super) triggers: Vec<Trigger>,
-    alpha: f64,
-    warmup: u64,
+    pub(super) alpha: f64,
+    pub(super) warmup: u64,
     pub(super) patience: Duration,
     evidence: Evidence,
     /// By metric, [`LIMITS`] each; empty until stable's times are known.
     limits: Vec<LatencyLimit>,
     /// What each process of a gateway has counted, by boot and epoch.
-    counted: BTreeMap<u64, BTreeMap<u32, Counted>>,
+    pub(super) counted: BTreeMap<u64, BTreeMap<u32, Counted>>,
     /// Bad units, which count once in a step, and once in the release.
     seen: Vec<Seen>,
+    /// How each of the gauges stands.
+    #[serde(default)]
+    pub(super) gauging: Vec<Gauging>,
+    /// How each of the triggers that go by a number does.
+    #[serde(default)]
+    pub(super) watching: Vec<Gauging>,
+    #[serde(default)]
+    pub(super) engines: Engines,
     /// When each trigger was set off last.
     pub(super) fired: BTreeMap<usize, u64>,
     /// When the canary went down.
@@ -81,6 +96,8 @@ impl Analysis {
         let plan = Plan::new(metrics.collect(), compared.max(1))?;
         Ok(Self {
             guardrails: settings.guardrails.clone(),
+            means: settings.means.clone(),
+            gauges: settings.gauges.clone(),
             triggers: settings.triggers.clone(),
             alpha: settings.plan.alpha,
             warmup: millis(settings.warmup),
@@ -89,6 +106,9 @@ impl Analysis {
             limits: Vec::new(),
             counted: BTreeMap::new(),
             seen: Vec::new(),
+            gauging: vec![Gauging::default(); settings.gauges.len()],
+            watching: vec![Gauging::default(); settings.triggers.len()],
+            engines: Engines::default(),
             fired: BTreeMap::new(),
             crashes: VecDeque::new(),
             down_since: None,
@@ -235,7 +255,14 @@ impl Analysis {
         }
         // Only the split in force: units are the same from one to the next, so that they can't be added up.
         let assigned: Vec<Assigned> = assigned.into_values().rev().take(1).collect();
-        self.evidence.judge(&Rules { alpha: self.alpha, min_requests }, requests, &assigned)
+        let alpha = self.alpha * self.part_of_evidence();
+        let rules = Rules { alpha, alpha_of_split: self.alpha, min_requests };
+        let mut judgement = self.evidence.judge(&rules, requests, &assigned);
+        for (guardrail, metric) in self.guardrails.iter().zip(&mut judgement.metrics) {
+            lacks_proof(guardrail.proof, metric);
+        }
+        self.judge_measures(&mut judgement, (canary.requests, min_requests));
+        judgement
     }
 
     /// Natural logarithm of the evidence that the canary is worse.
@@ -261,8 +288,8 @@ impl Analysis {
         }
         self.evidence.advance(now);
         let judgement = self.judge(Some(step), 0);
-        let regressed = judgement.regressed.and_then(|metric| self.guardrails.get(metric));
-        let regressed = regressed.map(|guardrail| guardrail.metric.name().to_owned());
+        let regressed = judgement.regressed.and_then(|metric| judgement.metrics.get(metric));
+        let regressed = regressed.map(|metric| metric.name.clone());
         let mut observed = Observed {
             canary_ready: readiness.canary,
             stable_ready: readiness.stable,
@@ -273,10 +300,35 @@ impl Analysis {
             requests: self.counts(Some(step)).canary.ended,
             recovered: self.recovered(step, age.unwrap_or(0), readiness.stable),
             stable_in_trouble: self.is_outage(now),
+            unproven: self.unproven(&judgement),
             ..Observed::default()
         };
+        if age.is_some() {
+            self.tell_measures(&mut observed);
+        }
         self.pull_triggers(now, &mut observed);
+        if observed.stable_in_trouble {
+            // Nothing else says so.
+            observed.trouble.get_or_insert_with(|| "half of its requests fail".to_owned());
+        }
         observed
+    }
+
+    /// The first metric that has to be proven and is not.
+    fn unproven(&self, judgement: &Judgement) -> Option<String> {
+        let events = self.guardrails.iter().map(|it| it.proof);
+        let proofs = events.chain(self.means.iter().map(|it| it.proof));
+        let mut lacking =
+            judgement.metrics.iter().zip(proofs).filter(|(metric, proof)| *proof && !metric.proven);
+        Some(lacking.next()?.0.name.clone())
+    }
+}
+
+/// What passes only for want of bad news does not where a proof is asked for.
+pub(super) fn lacks_proof(is_asked: bool, metric: &mut MetricVerdict) {
+    if is_asked && !metric.proven && metric.verdict == Verdict::Pass {
+        metric.verdict = Verdict::Insufficient;
+        metric.reason = format!("not proven yet: {}", metric.reason);
     }
 }
 

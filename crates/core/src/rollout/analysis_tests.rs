@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use super::analysis::*;
-use super::settings::{Comparison, Guardrail, Metric, Settings, Trigger};
+use super::settings::{Comparison, Guardrail, Metric, Settings, Trigger, Watched};
 use super::{ALL, Kind, OnExpiry, Plan, Severity, Step, Way};
 use crate::report::{ArmReport, BadCount, BadEvent, EpochReport, Latencies, Quantiles, TrialReport};
 
-const NOW: u64 = 0;
-const UP: Readiness = Readiness { canary: true, canary_down: false, stable: true };
+pub(super) const NOW: u64 = 0;
+pub(super) const UP: Readiness = Readiness { canary: true, canary_down: false, stable: true };
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     let step = |buckets| Step { buckets, hold: Duration::ZERO, min_requests: 100, approval: false };
-    let guardrail = |metric| Guardrail { metric, max_ratio: 1.0, weight: 1.0 };
+    let guardrail = |metric| Guardrail { metric, max_ratio: 1.0, weight: 1.0, proof: false };
     Settings {
         kind: Kind::Canary,
         plan: Plan {
@@ -30,20 +30,22 @@ fn settings() -> Settings {
         warmup: Duration::from_secs(60),
         patience: Duration::ZERO,
         guardrails: vec![guardrail(Metric::ErrorRate), guardrail(Metric::Ttft), guardrail(Metric::Latency)],
+        means: Vec::new(),
+        gauges: Vec::new(),
         triggers: Vec::new(),
         window: None,
     }
 }
 
-fn bad(event: BadEvent, units: std::ops::Range<u64>) -> BadCount {
+pub(super) fn bad(event: BadEvent, units: std::ops::Range<u64>) -> BadCount {
     BadCount { event, requests: units.end - units.start, units: units.collect(), overflow: false }
 }
 
-fn arm(requests: u64, bad: Vec<BadCount>) -> ArmReport {
+pub(super) fn arm(requests: u64, bad: Vec<BadCount>) -> ArmReport {
     ArmReport { requests, ended: requests, units: requests, bad, ..ArmReport::default() }
 }
 
-fn report(epoch: u32, step: u32, stable: ArmReport, canary: ArmReport) -> TrialReport {
+pub(super) fn report(epoch: u32, step: u32, stable: ArmReport, canary: ArmReport) -> TrialReport {
     let epoch = EpochReport { epoch, step, share: 0.1, stable, canary };
     TrialReport { release: "r1".to_owned(), boot: 1, epochs: vec![epoch] }
 }
@@ -192,9 +194,9 @@ fn a_version_that_is_down_or_does_not_stay_up_is_a_hard_stop() {
     }
 }
 
-fn trigger(severity: Severity) -> Trigger {
+pub(super) fn trigger(severity: Severity) -> Trigger {
     Trigger {
-        metric: Metric::ErrorRate,
+        metric: Watched::Rate(Metric::ErrorRate),
         op: Comparison::Gt,
         threshold: 0.2,
         window: Duration::from_secs(30),
@@ -225,6 +227,66 @@ fn triggers_go_by_their_window_and_by_who_else_is_hit() {
     assert_eq!(tell(25, (250, 0), (60, 39), &mut analysis), (false, false), "silent for a while");
     assert_eq!(tell(400, (300, 0), (160, 39), &mut analysis), (false, false), "the window has moved on");
     assert_eq!(tell(410, (400, 90), (260, 139), &mut analysis), (false, true), "stable is hit too");
+}
+
+/// What comes of a trigger when so many of a hundred requests of either version fail.
+fn pulled(trigger: &Trigger, stable: u64, canary: u64) -> super::Observed {
+    let settings = Settings { triggers: vec![trigger.clone()], ..settings() };
+    let mut analysis = Analysis::new(&settings).unwrap();
+    let arm_of = |errors| {
+        // No units, so that the evidence has nothing to say.
+        let errors = BadCount { event: BadEvent::Error, requests: errors, units: vec![], overflow: false };
+        arm(100, vec![errors])
+    };
+    analysis.observe(0, (0, Some(60_000)), UP, true);
+    analysis.take(&report(1, 0, arm_of(stable), arm_of(canary)), NOW, 0, 0);
+    analysis.observe(10_000, (0, Some(60_000)), UP, true)
+}
+
+#[test]
+fn each_comparison_is_what_it_says() {
+    use Comparison::{Eq, Ge, Gt, Le, Lt};
+    for (op, expected) in [
+        (Gt, [false, false, true]),
+        (Ge, [false, true, true]),
+        (Eq, [false, true, false]),
+        (Le, [true, true, false]),
+        (Lt, [true, false, false]),
+    ] {
+        for (errors, expected) in [19, 20, 21].into_iter().zip(expected) {
+            let trigger = Trigger { op, ..trigger(Severity::Critical) };
+            // Stable is on the other side.
+            let stable = if matches!(op, Le | Lt) { 100 } else { 0 };
+            let observed = pulled(&trigger, stable, errors);
+            assert_eq!(observed.critical.is_some(), expected, "{op:?} at {errors} %");
+            assert!(!observed.stable_in_trouble, "{op:?} at {errors} %");
+        }
+    }
+}
+
+#[test]
+fn each_severity_has_its_effect_and_stable_alone_is_an_incident() {
+    let name = "error_rate > 20% over 30 s";
+    for (severity, canary_alone, freezes) in [
+        (Severity::Critical, [Some(name), None, None], true),
+        (Severity::Warning, [None, Some(name), None], true),
+        (Severity::Info, [None, None, Some(name)], false),
+    ] {
+        let trigger = trigger(severity);
+        let effects = |stable, canary| {
+            let observed = pulled(&trigger, stable, canary);
+            let set_off = [observed.critical, observed.warning, observed.noted];
+            (set_off, observed.stable_in_trouble, observed.trouble)
+        };
+        let none = [None, None, None];
+        let canary_alone = canary_alone.map(|it: Option<&str>| it.map(str::to_owned));
+        let trouble = freezes.then(|| format!("the trigger {name}"));
+        assert_eq!(effects(0, 0), (none.clone(), false, None));
+        assert_eq!(effects(0, 50), (canary_alone.clone(), false, None), "{severity:?}");
+        let both = if freezes { none.clone() } else { canary_alone };
+        assert_eq!(effects(50, 50), (both, freezes, trouble.clone()), "{severity:?}");
+        assert_eq!(effects(50, 0), (none, freezes, trouble), "{severity:?}");
+    }
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::Trigger;
-use crate::report::{ArmReport, BadEvent, EpochReport};
+use super::settings::{Mean, Trigger, Watched};
+use crate::evidence::Sample;
+use crate::report::{ArmReport, BadEvent, EpochReport, Moments};
 
 /// Counts of one arm.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,12 +36,20 @@ pub(super) struct Counted {
     pub(super) share: f64,
     pub(super) stable: Counts,
     pub(super) canary: Counts,
+    /// Of stable's answers and of the canary's, by [`Mean`].
+    #[serde(default)]
+    pub(super) means: [[Sample; 2]; 2],
 }
 
 impl From<&EpochReport> for Counted {
     fn from(epoch: &EpochReport) -> Self {
         let EpochReport { step, share, .. } = *epoch;
-        Self { step, share, stable: counts(&epoch.stable), canary: counts(&epoch.canary) }
+        let (stable, canary) = (&epoch.stable, &epoch.canary);
+        let means = [
+            [stable.output_tokens, canary.output_tokens].map(sample),
+            [stable.cost, canary.cost].map(sample),
+        ];
+        Self { step, share, stable: counts(stable), canary: counts(canary), means }
     }
 }
 
@@ -56,13 +65,29 @@ impl Counts {
 
     /// The rate that a trigger watches, since `before`; `None` if there was too little.
     pub(super) fn rate_since(&self, before: &Self, trigger: &Trigger) -> Option<f64> {
-        let event = trigger.metric.event()?;
+        let Watched::Rate(metric) = &trigger.metric else { return None };
+        let event = metric.event()?;
         let index = EVENTS.iter().position(|known| *known == event)?;
         // A request may go bad before it has ended, but not before it has begun.
         let ended = self.ended.saturating_sub(before.ended);
         let bad = self.bad[index].saturating_sub(before.bad[index]);
         (ended >= trigger.min_requests.max(1)).then(|| (bad as f64 / ended as f64).min(1.0))
     }
+}
+
+impl Counted {
+    /// Of stable's answers and of the canary's.
+    pub(super) fn of(&self, mean: Mean) -> [Sample; 2] {
+        match mean {
+            Mean::OutputTokens => self.means[0],
+            Mean::Cost => self.means[1],
+        }
+    }
+}
+
+fn sample(moments: Moments) -> Sample {
+    let Moments { count, sum, sum_of_squares } = moments;
+    Sample { count, sum, sum_of_squares }
 }
 
 fn counts(arm: &ArmReport) -> Counts {

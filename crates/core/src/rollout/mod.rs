@@ -11,8 +11,14 @@ mod analysis;
 #[cfg(test)]
 mod analysis_tests;
 mod counts;
+mod engines;
+mod gauge;
 mod hard_stop;
+mod measures;
+#[cfg(test)]
+mod measures_tests;
 mod plan;
+mod query;
 mod seen;
 mod settings;
 mod step;
@@ -27,8 +33,12 @@ use serde::{Deserialize, Serialize};
 
 pub use analysis::{Analysis, Readiness};
 pub use counts::{Both, Counts, EVENTS};
+pub use engines::EngineUse;
+pub use gauge::{Answer, Gauge, Heard, Limit, Reading, Source};
+pub use measures::{Asked, Measured};
 pub use plan::{ALL, OnExpiry, Plan, Step, Way};
-pub use settings::{Comparison, Guardrail, Metric, Settings, Trigger, Window};
+pub use query::{Query, QueryError};
+pub use settings::{Comparison, Guardrail, Mean, MeanGuardrail, Metric, Settings, Trigger, Watched, Window};
 
 /// A release and where it stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -126,7 +136,7 @@ pub enum Hold {
     Paused,
     /// The next step waits for somebody's approval.
     Approval,
-    /// Stable is in trouble too: nobody is to blame, and nowhere is better.
+    /// Stable is in trouble, alone or too: nobody is to blame, and nowhere is better.
     Incident,
     /// The split is not what it should be, so that the arms can't be compared.
     Imbalance,
@@ -134,6 +144,8 @@ pub enum Hold {
     Provider,
     /// What is decided can't be written down.
     Unkept,
+    /// What a guardrail wants to be proven is not.
+    Proof,
     /// Outside of the release window, or during a freeze.
     Window,
     /// The canary can't serve yet.
@@ -147,10 +159,11 @@ impl fmt::Display for Hold {
         f.write_str(match self {
             Self::Paused => "paused",
             Self::Approval => "waits for approval",
-            Self::Incident => "incident: stable is in trouble too",
+            Self::Incident => "incident: stable is in trouble",
             Self::Imbalance => "the split is not what it should be",
             Self::Provider => "a source of metrics does not answer",
             Self::Unkept => "what is decided can't be written down",
+            Self::Proof => "waits for proof that the canary is not worse",
             Self::Window => "outside of the release window",
             Self::NotReady => "the canary is not ready",
             Self::Expired => "expired: somebody has to decide",
@@ -212,13 +225,20 @@ pub struct Observed {
     pub warning: Option<String>,
     /// A trigger that is only noted.
     pub noted: Option<String>,
-    /// Stable sets off a trigger too.
+    /// Stable sets off a trigger, or is beyond the limit of a guardrail that the canary is beyond.
     pub stable_in_trouble: bool,
+    /// Which one.
+    pub trouble: Option<String>,
     /// The arms can't be compared.
     pub imbalance: bool,
-    pub provider_error: bool,
     /// What was decided last has not been written down.
     pub unkept: bool,
+    /// What is not known that has to be, and why.
+    pub provider_error: Option<String>,
+    /// Something is not known yet, or not good at the moment: no step begins.
+    pub unsettled: bool,
+    /// The metric that has to be proven and is not.
+    pub unproven: Option<String>,
     /// A step may begin now.
     pub window_open: bool,
     /// Requests that the canary has had in this step.
@@ -325,7 +345,12 @@ impl Release {
 
     /// The share of the canary, in buckets.
     pub fn buckets(&self) -> u32 {
-        match self.phase {
+        self.buckets_in(self.phase)
+    }
+
+    /// The same of another phase.
+    fn buckets_in(&self, phase: Phase) -> u32 {
+        match phase {
             Phase::Step { index } => self.plan.steps.get(index).map_or(0, |step| step.buckets),
             Phase::Bake => ALL,
             Phase::Retreat { index } => self.plan.retreat.get(index).copied().unwrap_or(0),

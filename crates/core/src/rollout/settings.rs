@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, Plan, Severity};
+use super::gauge::{Gauge, rounded};
+use super::{Kind, Plan, Query, Severity};
 use crate::report::BadEvent;
 use crate::table::LatencyMetric;
 
@@ -20,6 +21,8 @@ pub struct Settings {
     pub patience: Duration,
     /// At least one.
     pub guardrails: Vec<Guardrail>,
+    pub means: Vec<MeanGuardrail>,
+    pub gauges: Vec<Gauge>,
     pub triggers: Vec<Trigger>,
     /// When steps may begin; `None` = always.
     pub window: Option<Window>,
@@ -33,6 +36,39 @@ pub struct Guardrail {
     pub max_ratio: f64,
     /// How much of the evidence it makes up, relative to the others.
     pub weight: f64,
+    /// The canary gets all traffic only when it is proven that it is not worse.
+    #[serde(default)]
+    pub proof: bool,
+}
+
+/// A mean in which the canary must not differ too much from stable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MeanGuardrail {
+    pub metric: Mean,
+    /// The canary's mean may be so many times stable's.
+    pub max_ratio: f64,
+    /// It has to be at least so many times stable's.
+    pub min_ratio: Option<f64>,
+    /// How much of `alpha` it takes, relative to the others.
+    pub weight: f64,
+    pub proof: bool,
+}
+
+/// What answers have on average.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mean {
+    OutputTokens,
+    Cost,
+}
+
+impl Mean {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OutputTokens => "output_tokens",
+            Self::Cost => "cost",
+        }
+    }
 }
 
 /// What answers are compared by.
@@ -88,18 +124,27 @@ impl Metric {
 /// A limit that a version must not pass, whatever the other one does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Trigger {
-    /// A rate.
-    pub metric: Metric,
+    pub metric: Watched,
     pub op: Comparison,
-    /// 0–1.
+    /// Of a rate: 0–1.
     pub threshold: f64,
-    /// Over how long the rate is taken.
+    /// Over how long a rate is taken; how long a number has to be beyond the threshold.
     pub window: Duration,
-    /// With fewer in the window it says nothing.
+    /// With fewer requests of the canary in the window it says nothing.
     pub min_requests: u64,
     pub severity: Severity,
     /// How long it is silent after it was set off.
     pub cooldown: Duration,
+}
+
+/// What a trigger watches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Watched {
+    /// A rate.
+    Rate(Metric),
+    /// A number from Prometheus.
+    Query { name: String, query: Query },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,8 +178,15 @@ impl fmt::Display for Trigger {
             Comparison::Ge => "≥",
             Comparison::Le => "≤",
         };
-        let (metric, percent) = (self.metric.name(), self.threshold * 100.0);
-        write!(f, "{metric} {op} {percent}% over {} s", self.window.as_secs_f64())
+        let seconds = self.window.as_secs_f64();
+        match &self.metric {
+            Watched::Rate(metric) => {
+                write!(f, "{} {op} {}% over {seconds} s", metric.name(), self.threshold * 100.0)
+            }
+            Watched::Query { name, .. } => {
+                write!(f, "{name} {op} {} for {seconds} s", rounded(self.threshold))
+            }
+        }
     }
 }
 

@@ -55,9 +55,10 @@ impl Release {
         }
         // Before it has any traffic nothing can be held against it, and nothing is compared.
         let on_trial = self.phase != Phase::Waiting;
-        self.hold(Hold::Incident, on_trial && incident, effects);
+        self.hold_in_trouble(on_trial && incident || observed.stable_in_trouble, observed, effects);
         self.hold(Hold::Imbalance, on_trial && observed.imbalance, effects);
-        self.hold(Hold::Provider, on_trial && observed.provider_error, effects);
+        let unknown = observed.provider_error.as_ref().filter(|_| on_trial);
+        self.hold_for(Hold::Provider, unknown.is_some(), unknown, effects);
         self.hold(Hold::Unkept, observed.unkept, effects);
         if let Some(trigger) = observed.warning.as_ref().filter(|_| on_trial)
             && self.holds.insert(Hold::Paused, self.now).is_none()
@@ -99,7 +100,7 @@ impl Release {
     /// The next phase, if everything is there that it needs.
     fn go_on(&mut self, observed: &Observed, effects: &mut Vec<Effect>) {
         self.hold(Hold::NotReady, !observed.canary_ready, effects);
-        if !observed.canary_ready {
+        if !observed.canary_ready || observed.unsettled {
             return;
         }
         let next = match self.phase {
@@ -120,6 +121,13 @@ impl Release {
             }
             _ => return,
         };
+        // With all traffic at the canary there is nothing to compare, and nothing can be proven any more.
+        let is_last_chance = (1..ALL).contains(&self.buckets()) && self.buckets_in(next) == ALL;
+        let unproven = observed.unproven.as_ref().filter(|_| is_last_chance);
+        self.hold_for(Hold::Proof, unproven.is_some(), unproven, effects);
+        if unproven.is_some() {
+            return;
+        }
         if let Phase::Step { index } = next {
             let needs_approval = self.plan.steps.get(index).is_some_and(|step| step.approval);
             self.hold(Hold::Approval, needs_approval && !self.approved, effects);
@@ -166,7 +174,7 @@ impl Release {
             ));
             return self.be_back(effects);
         }
-        self.hold(Hold::Incident, incident, effects);
+        self.hold_in_trouble(incident, observed, effects);
         if DISTURBANCES.iter().any(|hold| self.holds.contains_key(hold)) {
             return;
         }
@@ -207,6 +215,7 @@ impl Release {
     }
 
     fn verify(&mut self, observed: &Observed, effects: &mut Vec<Effect>) {
+        self.hold_in_trouble(observed.stable_in_trouble, observed, effects);
         let in_time = self.now - self.since < millis(self.plan.verify);
         let (phase, severity, news) = match observed.recovered {
             Some(true) => (Phase::RolledBack, Severity::Info, "is as well as before the release"),
@@ -296,18 +305,29 @@ impl Release {
         self.holds.clear();
     }
 
+    /// Stable is in trouble, or no more.
+    fn hold_in_trouble(&mut self, holds: bool, observed: &Observed, effects: &mut Vec<Effect>) {
+        self.hold_for(Hold::Incident, holds, observed.trouble.as_ref(), effects);
+    }
+
     /// Something holds the release up from now on, or does no more.
     fn hold(&mut self, hold: Hold, holds: bool, effects: &mut Vec<Effect>) {
+        self.hold_for(hold, holds, None, effects);
+    }
+
+    /// The same, and more is known about why.
+    fn hold_for(&mut self, hold: Hold, holds: bool, why: Option<&String>, effects: &mut Vec<Effect>) {
         if !holds {
             self.holds.remove(&hold);
         } else if let std::collections::btree_map::Entry::Vacant(new) = self.holds.entry(hold) {
             new.insert(self.now);
             let severity = match hold {
                 Hold::Incident => Severity::Critical,
-                Hold::Approval | Hold::Window | Hold::NotReady => Severity::Info,
+                Hold::Approval | Hold::Window | Hold::NotReady | Hold::Proof => Severity::Info,
                 _ => Severity::Warning,
             };
-            effects.push(Effect::Tell(severity, format!("{} is held up: {hold}", self.canary)));
+            let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+            effects.push(Effect::Tell(severity, format!("{} is held up: {hold}{why}", self.canary)));
         }
     }
 }

@@ -163,10 +163,68 @@ fn what_hits_both_is_nobodys_fault() {
 }
 
 #[test]
+fn stable_alone_in_trouble_freezes_every_phase_until_it_has_recovered() {
+    let trouble = Observed {
+        stable_in_trouble: true,
+        trouble: Some("the trigger error_rate > 20% over 30 s".to_owned()),
+        ..well()
+    };
+    let gradual = told(&at(100, plan()), back(Way::Gradual));
+    let baking = after(&at(100, plan()), 5, &well());
+    let stages = [release(plan()), at(1, plan()), at(50, plan()), baking, gradual];
+    for before in stages {
+        let (during, effects) = before.step(Event::Tick(trouble.clone()), before.now + MINUTE).unwrap();
+        let text = "v2 is held up: incident: stable is in trouble (the trigger error_rate > 20% over 30 s)";
+        assert_eq!(effects, [Effect::Tell(Severity::Critical, text.to_owned())], "{}", before.phase);
+        let during = after(&during, 60, &trouble);
+        assert_eq!((during.phase, during.buckets()), (before.phase, before.buckets()));
+        let afterwards = after(&during, 1, &well());
+        assert!(!afterwards.holds.contains_key(&Hold::Incident), "{}", before.phase);
+        assert_eq!(told(&during, back(Way::Instant)).phase, Phase::Verifying, "an operator may");
+    }
+    // After it all it has to be told, but not waited for.
+    let verifying = told(&at(10, plan()), back(Way::Instant));
+    let (during, effects) = verifying.step(Event::Tick(trouble), verifying.now + MINUTE).unwrap();
+    assert!(during.holds.contains_key(&Hold::Incident) && effects.len() == 1, "{effects:?}");
+}
+
+#[test]
+fn what_is_not_known_is_not_good() {
+    let unsettled = Observed { unsettled: true, ..well() };
+    let waits = after(&at(10, plan()), 60, &unsettled);
+    assert_eq!((waits.phase, waits.holds.is_empty()), (Phase::Step { index: 1 }, true));
+    assert_eq!(after(&waits, 1, &well()).phase, Phase::Step { index: 2 }, "its time has passed meanwhile");
+
+    let before = at(10, plan());
+    let unknown = Observed { provider_error: Some("queue: refused".to_owned()), ..well() };
+    let (held, effects) = before.step(Event::Tick(unknown.clone()), before.now + MINUTE).unwrap();
+    let text = "v2 is held up: a source of metrics does not answer (queue: refused)";
+    assert_eq!(effects, [Effect::Tell(Severity::Warning, text.to_owned())]);
+    let held = after(&held, 60, &unknown);
+    assert_eq!(after(&held, 4, &well()).phase, Phase::Step { index: 1 }, "its time did not count");
+    let late = Plan { max_age: Duration::from_secs(1_800), ..plan() };
+    assert_eq!(after(&at(10, late), 60, &unknown).cause, Some(Cause::Expired), "not for ever");
+    let worse = Observed { regressed: Some("error_rate".to_owned()), ..unknown };
+    assert_eq!(after(&held, 1, &worse).phase, Phase::Verifying, "what is known counts");
+}
+
+#[test]
+fn what_has_to_be_proven_is_before_there_is_nothing_to_compare() {
+    let unproven = Observed { unproven: Some("error_rate".to_owned()), ..well() };
+    let waits = after(&release(plan()), 120, &unproven);
+    assert_eq!(waits.phase, Phase::Step { index: 2 });
+    assert_eq!(waits.holds.keys().collect::<Vec<_>>(), [&Hold::Proof]);
+    assert_eq!(after(&waits, 1, &well()).phase, Phase::Step { index: 3 });
+    // A plan that never compares with more than this.
+    let baking = after(&at(100, plan()), 5, &well());
+    assert_eq!(after(&baking, 30, &unproven).phase, Phase::Promoted, "it was proven before");
+}
+
+#[test]
 fn a_comparison_that_does_not_hold_is_no_verdict() {
     for what in [
         Observed { imbalance: true, ..bad() },
-        Observed { provider_error: true, ..well() },
+        Observed { provider_error: Some("queue: down".to_owned()), ..well() },
         Observed { warning: Some("slow".to_owned()), ..well() },
     ] {
         let release = after(&at(10, plan()), 60, &what);
@@ -426,7 +484,7 @@ fn observed() -> impl Strategy<Value = Observed> {
     (
         (prop::bool::weighted(0.95), prop::bool::weighted(0.95), prop::bool::weighted(0.9)),
         (text(), text(), text(), text()),
-        (rarely(), rarely(), rarely(), rarely()),
+        (rarely(), rarely(), rarely(), rarely(), rarely()),
         0_u64..300,
         prop::option::of(any::<bool>()),
     )
@@ -440,8 +498,10 @@ fn observed() -> impl Strategy<Value = Observed> {
             warning: texts.3,
             stable_in_trouble: flags.0,
             imbalance: flags.1,
-            provider_error: flags.2,
             unkept: flags.3,
+            provider_error: flags.2.then(|| "queue: down".to_owned()),
+            unsettled: flags.4,
+            unproven: flags.4.then(|| "latency".to_owned()),
             requests,
             recovered,
             ..Observed::default()
@@ -513,6 +573,9 @@ proptest! {
                     prop_assert!(earned[index], "{} -> {}", before.phase, next.phase);
                     prop_assert!(observed.regressed.is_none() && observed.critical.is_none() && observed.hard_stop.is_none());
                     prop_assert!(!before.holds.contains_key(&Hold::Paused) && !observed.unkept);
+                    // Neither in an incident, nor on what is not known.
+                    prop_assert!(!observed.stable_in_trouble && observed.stable_ready);
+                    prop_assert!(observed.provider_error.is_none() && !observed.unsettled);
                 }
             }
             // Until it has ended a rollback is possible, and leaves nothing with the canary.

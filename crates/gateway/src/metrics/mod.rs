@@ -437,11 +437,14 @@ mod tests {
     #[test]
     fn the_reference_is_up_to_date() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
-        if std::env::var_os("UPDATE_DOCS").is_some() {
-            std::fs::write(path, reference()).unwrap();
-        }
+        // What the control plane has to say follows; a test of its own keeps that up to date.
         let written = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(written == reference(), "run: UPDATE_DOCS=1 cargo test -p backstop-gateway");
+        let (ours, theirs) = written.split_at(written.find("\n## Of releases\n").unwrap_or(written.len()));
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(path, reference() + theirs).unwrap();
+        } else {
+            assert!(ours == reference(), "run: UPDATE_DOCS=1 cargo test -p backstop-gateway");
+        }
     }
 
     #[test]

@@ -12,6 +12,8 @@ use super::lock;
 
 /// The most limits of a trial that are looked at.
 const MOST_LIMITS: usize = 64;
+/// The most units of a step that are known to have had an answer counted, of both sides together.
+const MOST_ANSWERED: usize = 65_536;
 
 /// One of the two versions between which a service is split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +41,8 @@ pub(super) struct Step {
     pub(super) number: u32,
     /// Units that have counted.
     bad: Mutex<HashMap<(Side, BadEvent), HashSet<u64>>>,
+    /// Units of which an answer has counted for the means.
+    answered: Mutex<Sample>,
 }
 
 #[derive(Default)]
@@ -71,7 +75,7 @@ enum Seen {
 
 impl Step {
     pub(super) fn new(number: u32) -> Self {
-        Self { number, bad: Mutex::default() }
+        Self { number, bad: Mutex::default(), answered: Mutex::new(Sample::of_at_most(MOST_ANSWERED)) }
     }
 
     fn see(&self, side: Side, event: BadEvent, unit: u64) -> Seen {
@@ -130,7 +134,10 @@ impl Epoch {
         }
     }
 
-    pub(super) fn took(&self, side: Side, output_tokens: u64, cost: Option<f64>) {
+    pub(super) fn took(&self, side: Side, unit: u64, output_tokens: u64, cost: Option<f64>) {
+        if !lock(&self.step.answered).add(side as usize, unit) {
+            return;
+        }
         let mut means = lock(&self.of(side).means);
         add(&mut means.output_tokens, output_tokens as f64);
         if let Some(cost) = cost {

@@ -128,7 +128,7 @@ impl Subject {
             let input = usage.map(|usage| usage.input).filter(|input| *input > 0).unwrap_or(self.asked.input);
             let cost =
                 self.price.map(|price| (input as f64 * price.input + output as f64 * price.output) / 1e6);
-            self.epoch.took(self.side, output, cost);
+            self.epoch.took(self.side, self.unit, output, cost);
         }
         if let Some((_, waiting)) = &self.waiting {
             waiting.ended(output.unwrap_or(0), now);

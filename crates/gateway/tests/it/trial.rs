@@ -114,6 +114,28 @@ async fn good_answers_are_counted_with_what_they_cost() {
 }
 
 #[tokio::test]
+async fn of_each_unit_the_first_answer_of_a_step_counts_for_the_means() {
+    let mut world = world(|service| service.sticky = vec![UnitSource::User]).await;
+    let ask = async |addr, user: &str| {
+        let messages = json!([{ "role": "user", "content": "hi" }]);
+        let body =
+            json!({ "model": "chat", "user": user, "messages": messages, "max_tokens": 5 }).to_string();
+        assert_eq!(call(addr, "POST", CHAT, "", body.as_bytes()).await.status, 200);
+    };
+    for user in ["alice", "alice", "bob", "alice"] {
+        ask(world.addr, user).await;
+    }
+    world.apply(|spec| {
+        let trial = spec.services[0].trial.as_mut().unwrap();
+        (trial.epoch, trial.step) = (2, 2);
+    });
+    ask(world.addr, "alice").await;
+    let report = report(&world);
+    let counts: Vec<u64> = report.epochs.iter().map(|epoch| epoch.canary.output_tokens.count).collect();
+    assert_eq!(counts, [2, 1]);
+}
+
+#[tokio::test]
 async fn flaws_of_whole_answers() {
     for stream in [false, true] {
         let world = world(|_| {}).await;

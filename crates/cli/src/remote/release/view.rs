@@ -79,6 +79,14 @@ struct Metric {
     verdict: String,
     reason: String,
     bad: Vec<Arms>,
+    proven: bool,
+    figures: Option<Figures>,
+}
+
+#[derive(Deserialize)]
+struct Figures {
+    stable: Option<f64>,
+    canary: Option<f64>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -191,7 +199,8 @@ fn metrics(metrics: &[Metric], paper: Paper) -> String {
     let columns = [
         Column::new("METRIC", Room::Needed),
         Column::new("VERDICT", Room::Needed),
-        Column::new("BAD UNITS (NEW / STABLE)", Room::Drop(1)),
+        Column::new("SEEN (NEW / STABLE)", Room::Drop(1)),
+        Column::new("PROVEN", Room::Drop(2)),
         Column::new("WHY", Room::Wrap),
     ];
     let rows: Vec<Vec<Cell>> = metrics
@@ -202,12 +211,16 @@ fn metrics(metrics: &[Metric], paper: Paper) -> String {
                 "regressed" => Some(AnsiColor::Red),
                 _ => None,
             };
-            let bad: Vec<String> =
-                metric.bad.iter().map(|bad| format!("{}/{}", bad.canary, bad.stable)).collect();
+            let bad = metric.bad.iter().map(|bad| format!("{}/{}", bad.canary, bad.stable));
+            let value = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), rounded);
+            let figures =
+                metric.figures.iter().map(|it| format!("{} / {}", value(it.canary), value(it.stable)));
+            let seen: Vec<String> = bad.chain(figures).collect();
             vec![
                 metric.metric.as_str().into(),
                 Cell::coloured(&metric.verdict, colour),
-                bad.join(" ").into(),
+                seen.join(" ").into(),
+                if metric.proven { "yes" } else { "no" }.into(),
                 metric.reason.as_str().into(),
             ]
         })
@@ -266,6 +279,11 @@ fn colour_of(summary: &Summary) -> Option<AnsiColor> {
 fn paint(text: &str, colour: Option<AnsiColor>, paper: Paper) -> String {
     let style = colour.filter(|_| paper.colour).map_or_else(Style::new, |colour| colour.on_default());
     format!("{style}{text}{style:#}")
+}
+
+/// Four digits after the point at most.
+fn rounded(number: f64) -> String {
+    ((number * 1e4).round() / 1e4).to_string()
 }
 
 fn percent(share: f64) -> String {
