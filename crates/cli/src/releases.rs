@@ -39,7 +39,8 @@ pub(crate) async fn look_after(
     }
     let releases = place.get_or_init(|| releases);
     let (run, measure) = (Arc::clone(releases).run(), Arc::clone(releases).measure());
-    tokio::join!(run, measure, backstop_controller::notify(control, store));
+    let recording = backstop_controller::record(Arc::clone(&control), store.clone());
+    tokio::join!(run, measure, recording, backstop_controller::notify(control, store));
 }
 
 async fn open(configured: &Configured, control: &Arc<Control>) -> Result<(Arc<Releases>, Store), StoreError> {

@@ -15,6 +15,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Reloads for ever: when the file's content is no longer `seen`, and on SIGHUP.
 pub(crate) async fn reload(control: Arc<Control>, seen: Vec<u8>) -> anyhow::Result<()> {
+    blocking(&control, Control::take_stock).await;
     let mut hangups = signal(SignalKind::hangup())?;
     let mut file = Watched::new(control.config_path().to_owned(), seen);
     loop {

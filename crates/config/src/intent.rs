@@ -285,7 +285,7 @@ fn find_endpoint(
     }
 }
 
-fn endpoints_of(document: &types::Document) -> impl Iterator<Item = (Place, &types::Endpoint)> {
+pub(crate) fn endpoints_of(document: &types::Document) -> impl Iterator<Item = (Place, &types::Endpoint)> {
     document.services.iter().flat_map(|service| {
         service.versions.iter().flat_map(|version| {
             version.endpoints.iter().map(|endpoint| {

@@ -144,6 +144,11 @@ impl Config {
         Some(Outline::of(found, None))
     }
 
+    /// Whether it has this endpoint, without run-time changes.
+    pub fn has_endpoint(&self, place: &Place) -> bool {
+        intent::endpoints_of(&self.document).any(|(other, _)| other == *place)
+    }
+
     /// Names of a service's versions.
     pub fn versions(&self, service: &str) -> Vec<String> {
         let found = self.document.services.iter().find(|found| found.name.0 == service);

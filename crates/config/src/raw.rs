@@ -1,6 +1,7 @@
 //! [`Raw`]: the file as it is written, as JSON: placeholders and defaults are not filled in.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -12,11 +13,11 @@ pub(crate) const HIDDEN: &str = "***";
 
 /// A file as it is written. Read again with the same environment it means the same. It may hold keys in clear.
 #[derive(Clone, PartialEq)]
-pub(crate) struct Raw(Value);
+pub(crate) struct Raw(Arc<Value>);
 
 impl Raw {
     pub(crate) fn of(root: &Node) -> Self {
-        Self(written(root))
+        Self(Arc::new(written(root)))
     }
 
     pub(crate) fn services(&self) -> &[Value] {
@@ -25,7 +26,7 @@ impl Raw {
 
     /// The same with a service in the place of the one that has its name, or at the end.
     pub(crate) fn with_service(mut self, name: &str, definition: Value) -> Self {
-        if let Some(services) = self.0["services"].as_array_mut() {
+        if let Some(services) = Arc::make_mut(&mut self.0)["services"].as_array_mut() {
             match services.iter_mut().find(|service| service["name"] == name) {
                 Some(service) => *service = definition,
                 None => services.push(definition),

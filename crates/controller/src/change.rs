@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use backstop_config::{Config, Force, Intent, IntentError, Place, Problems, Standing};
+use backstop_config::{Config, Force, Intent, IntentError, LostKey, Place, Problems, Standing};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -66,6 +66,16 @@ pub enum Refusal {
     NoFailback(String),
     #[error("service `{service}` has a release under way, `{release}`: {what}")]
     Releasing { service: String, release: String, what: &'static str },
+    #[error(
+        "version `{version}` of service `{service}` was sent back by release `{release}` ({reason}) since the snapshot was taken"
+    )]
+    SentBack { service: String, version: String, release: String, reason: String },
+    #[error(
+        "version `{version}` of service `{service}`, stable in the snapshot, has no endpoint that is known to be well"
+    )]
+    NotReady { service: String, version: String },
+    #[error(transparent)]
+    LostKey(LostKey),
     #[error("this process has handed over to a new one and follows it")]
     Following,
 }
@@ -77,6 +87,11 @@ pub enum StartError {
     State(#[from] StateFileError),
     #[error("the configuration can't be served: {0}")]
     DataPlane(String),
+    #[error(
+        "what was restored can't be served any more:\n{0}\nhint: it holds until the definition of its service in the file is \
+         another one; any change there ends it"
+    )]
+    Restored(Problems),
 }
 
 /// A change that was made, or that was there already.
@@ -103,6 +118,14 @@ impl EndpointChange {
             Self::Set { standing: Standing::Draining, .. } => "drain",
             Self::Set { standing: Standing::Isolated, .. } => "isolate",
             Self::Set { standing: Standing::Removed, .. } => "remove",
+        }
+    }
+
+    /// As far as it was said.
+    pub(crate) fn service(&self) -> Option<&str> {
+        match self {
+            Self::Add { service, .. } => Some(service),
+            Self::Set { service, .. } => service.as_deref(),
         }
     }
 

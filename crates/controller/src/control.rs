@@ -1,5 +1,8 @@
 //! [`Control`]: the one place where what is to be served changes.
 
+mod account;
+mod restore;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,12 +14,16 @@ use backstop_config::{Config, Intent, Place, Problems};
 use backstop_core::event::{Medium, What};
 use backstop_core::status::DependencyState;
 use backstop_core::table::{TableSpec, TokenSpec};
+use backstop_store::HistoryEntry;
 use tracing::{error, info, warn};
 
 use crate::change::{Actor, Changed, EndpointChange, LastChange, Refusal, StartError, count};
+use crate::ledger::Ledger;
 use crate::routes::{Route, Routes, RoutesFile};
-use crate::stored::{IntentFile, Stored};
+use crate::stored::{Both, BothFile, IntentFile, Stored};
 use crate::{DataPlane, crash};
+use account::Followed;
+pub(crate) use restore::Restoring;
 
 /// Texts of clients in events are cut at this length: a thousand events are kept.
 const LONGEST_TEXT: usize = 500;
@@ -24,7 +31,10 @@ const LONGEST_TEXT: usize = 500;
 /// What is served now.
 #[derive(Debug)]
 pub(crate) struct Current {
+    /// The file, with what was restored in its place.
     pub(crate) config: Config,
+    /// The file alone.
+    pub(crate) file: Config,
     pub(crate) intent: Intent,
     pub(crate) routes: Routes,
     pub(crate) revision: u64,
@@ -43,10 +53,17 @@ pub struct Control {
     path: PathBuf,
     stored: IntentFile,
     routes: RoutesFile,
+    both: BothFile,
     /// The file of the routes is older than what serves.
     routes_unkept: AtomicBool,
     /// What can't be written now, and why.
     troubles: Mutex<BTreeMap<Medium, String>>,
+    /// The process before this one ended while both files changed.
+    both_unkept: AtomicBool,
+    /// Also in the file of the run-time changes.
+    ledger: Mutex<Ledger>,
+    /// What follows from the file that this process began with, until it is put on record.
+    at_start: Mutex<Followed>,
     /// What a reload can't change.
     started_with: Config,
     current: ArcSwap<Current>,
@@ -62,16 +79,34 @@ impl Control {
     ///
     /// The changes can't be read, or the data plane can't serve the outcome.
     pub fn start(path: &Path, config: Config, data_plane: Arc<dyn DataPlane>) -> Result<Self, StartError> {
-        let stored = IntentFile::in_dir(config.state_dir());
-        let Stored { revision, intent } = stored.read()?;
-        let routes_file = RoutesFile::in_dir(config.state_dir());
-        let mut routes = routes_file.read()?;
-        let followed = routes.follow_file(&config);
+        let file = config;
+        let stored = IntentFile::in_dir(file.state_dir());
+        let routes_file = RoutesFile::in_dir(file.state_dir());
+        let both = BothFile::in_dir(file.state_dir());
+        let unfinished = both.read()?;
+        let both_unkept = unfinished.is_some();
+        let Both { intent: Stored { revision, mut intent, ledger }, mut routes } = match unfinished {
+            Some(both) => both,
+            None => Both { intent: stored.read()?, routes: routes_file.read()? },
+        };
+        let left = intent.leave_restored(&file);
+        let followed = routes.follow_file(&file);
+        let config = in_force(path, &file, &intent).map_err(|refusal| match refusal {
+            Refusal::Config { problems, .. } => StartError::Restored(problems),
+            other => StartError::DataPlane(other.to_string()),
+        })?;
         let revision = revision + 1;
         let table = compile(&config, &intent, &routes, revision);
         data_plane.apply(&table).map_err(StartError::DataPlane)?;
         for (service, before, now) in &followed {
             info!(service, before, now, "the configuration calls another version stable");
+        }
+        for it in &left {
+            info!(
+                service = it.service,
+                snapshot = it.snapshot,
+                "the file takes the place of what was restored"
+            );
         }
         for change in intent.pending(&config) {
             let Place { service, version, url } = &change.place;
@@ -83,7 +118,8 @@ impl Control {
             );
         }
         let current = Current {
-            config: config.clone(),
+            config,
+            file: file.clone(),
             intent,
             routes,
             revision,
@@ -97,9 +133,13 @@ impl Control {
             path: path.to_owned(),
             stored,
             routes: routes_file,
+            both,
             routes_unkept: AtomicBool::new(!followed.is_empty()),
             troubles: Mutex::default(),
-            started_with: config,
+            both_unkept: AtomicBool::new(both_unkept),
+            ledger: Mutex::new(ledger.begun()),
+            at_start: Mutex::new(Followed { stable: followed, left }),
+            started_with: file,
             current: ArcSwap::from_pointee(current),
             changing: Mutex::default(),
             following: AtomicBool::new(false),
@@ -144,21 +184,32 @@ impl Control {
         let _one_at_a_time = self.lock();
         let deed = Deed { actor, action: "reload", subject: self.path.display().to_string() };
         let before = self.current();
+        let mut followed = Followed::default();
         let current = self
             .may_change(&before, if_match)
             .and_then(|()| {
                 let config = self.read_config()?;
-                if let Some((service, release, what)) = before.routes.disturbs(&config) {
+                let mut intent = before.intent.clone();
+                followed.left = intent.leave_restored(&config);
+                let in_force = in_force(&self.path, &config, &intent)?;
+                if let Some((service, release, what)) = before.routes.disturbs(&config, &in_force) {
                     return Err(Refusal::Releasing { service, release, what });
                 }
                 let mut routes = before.routes.clone();
-                if !routes.follow_file(&config).is_empty() {
+                followed.stable = routes.follow_file(&config);
+                if !followed.stable.is_empty() {
                     self.keep_routes(&routes)?;
                 }
-                let next = Next { config, loaded_at: unix_millis(), intent: before.intent.clone(), routes };
+                let next = Next { config, in_force, loaded_at: unix_millis(), intent, routes };
                 self.apply(before.revision, next, &deed)
             })
-            .map_err(|refusal| self.refuse(&deed, refusal))?;
+            .map_err(|refusal| {
+                if let Refusal::Releasing { service, .. } = &refusal {
+                    self.account_for_refused(service, "file", &deed, &refusal);
+                }
+                self.refuse(&deed, refusal)
+            })?;
+        self.account_for_file(&current, actor, &followed);
         info!(%actor, revision = current.revision, "configuration reloaded");
         if !current.needs_restart.is_empty() {
             let keys = current.needs_restart.join(", ");
@@ -181,13 +232,21 @@ impl Control {
         let place = self
             .may_change(&before, if_match)
             .and_then(|()| change.make(&before.config, &mut intent).map_err(Refusal::Intent))
-            .map_err(|refusal| self.refuse(&deed, refusal))?;
+            .map_err(|refusal| {
+                if let Some(service) = change.service() {
+                    self.account_for_refused(service, "endpoint", &deed, &refusal);
+                }
+                self.refuse(&deed, refusal)
+            })?;
         if intent.of(&place) == before.intent.of(&place) {
             return Ok(Changed { revision: before.revision, place, changed: false });
         }
         deed.subject = format!("{} of {}/{}", place.url, place.service, place.version);
-        let current =
-            self.keep_and_apply(&before, intent, &deed).map_err(|refusal| self.refuse(&deed, refusal))?;
+        let entry = account::of_endpoint(&deed, &place, &intent, before.revision + 1);
+        let current = self.keep_and_apply(&before, intent, &deed, Some(entry)).map_err(|refusal| {
+            self.account_for_refused(&place.service, "endpoint", &deed, &refusal);
+            self.refuse(&deed, refusal)
+        })?;
         Ok(Changed { revision: current.revision, place, changed: true })
     }
 
@@ -214,6 +273,13 @@ impl Control {
         let meant = self.data_plane.force_dependency(service, name, state);
         if meant > 0 {
             self.emit(&deed, current.revision);
+            let mut services = self.data_plane.status().services;
+            services.retain(|it| {
+                service.is_none_or(|service| it.name == service)
+                    && it.dependencies.iter().any(|it| it.name == name)
+            });
+            let services: Vec<String> = services.into_iter().map(|it| it.name).collect();
+            self.account_for(&current, &deed, &services, "dependency");
         }
         Ok((meant, current.revision))
     }
@@ -232,8 +298,12 @@ impl Control {
         let tiers = self
             .may_change(&current, if_match)
             .and_then(|()| self.data_plane.fail_back(service).map_err(Refusal::NoFailback))
-            .map_err(|refusal| self.refuse(&deed, refusal))?;
+            .map_err(|refusal| {
+                self.account_for_refused(service, "failback", &deed, &refusal);
+                self.refuse(&deed, refusal)
+            })?;
         self.emit(&deed, current.revision);
+        self.account_for(&current, &deed, &[service.to_owned()], "failback");
         Ok((tiers, current.revision))
     }
 
@@ -247,19 +317,29 @@ impl Control {
         // What of the two can't be read stays as it was.
         let config = self.read_config().unwrap_or_else(|refusal| {
             self.refuse(&deed, refusal);
-            before.config.clone()
+            before.file.clone()
         });
-        let intent = self.stored.read().map(|stored| stored.intent).unwrap_or_else(|error| {
-            error!(%error, "the run-time changes stay as they were");
-            before.intent.clone()
-        });
-        let routes = self.read_routes(&before, &config);
-        if (&config, &intent, &routes) == (&before.config, &before.intent, &before.routes) {
+        let (mut intent, mut routes) = match self.read_both() {
+            Some(Both { intent, routes }) => (intent.intent, routes),
+            None => {
+                let intent = self.stored.read().map(|stored| stored.intent).unwrap_or_else(|error| {
+                    error!(%error, "the run-time changes stay as they were");
+                    before.intent.clone()
+                });
+                (intent, self.read_routes(&before))
+            }
+        };
+        intent.leave_restored(&config);
+        routes.follow_file(&config);
+        if (&config, &intent, &routes) == (&before.file, &before.intent, &before.routes) {
             return;
         }
-        let loaded_at = if config == before.config { before.loaded_at } else { unix_millis() };
-        let next = Next { config, loaded_at, intent, routes };
-        if let Err(refusal) = self.apply(before.revision, next, &deed) {
+        let loaded_at = if config == before.file { before.loaded_at } else { unix_millis() };
+        let applied = in_force(&self.path, &config, &intent).and_then(|in_force| {
+            let next = Next { config, in_force, loaded_at, intent, routes };
+            self.apply(before.revision, next, &deed)
+        });
+        if let Err(refusal) = applied {
             self.refuse(&deed, refusal);
         }
     }
@@ -272,17 +352,30 @@ impl Control {
         let deed =
             Deed { actor: &Actor::File, action: "take over", subject: self.path.display().to_string() };
         let before = self.current();
-        let stored = match self.stored.read() {
-            Ok(stored) => stored,
-            Err(error) => return error!(%error, "the run-time changes stay as they were"),
+        let unfinished = self.read_both();
+        self.both_unkept.store(unfinished.is_some(), Relaxed);
+        let Both { intent: Stored { revision, mut intent, ledger }, mut routes } = match unfinished {
+            Some(both) => both,
+            None => match self.stored.read() {
+                Ok(intent) => Both { intent, routes: self.read_routes(&before) },
+                Err(error) => return error!(%error, "the run-time changes stay as they were"),
+            },
         };
-        let routes = self.read_routes(&before, &before.config);
-        if (&stored.intent, &routes) == (&before.intent, &before.routes) {
+        *self.ledger() = ledger.begun();
+        let followed =
+            Followed { left: intent.leave_restored(&before.file), stable: routes.follow_file(&before.file) };
+        if let Ok(mut at_start) = self.at_start.lock() {
+            *at_start = followed;
+        }
+        if (&intent, &routes) == (&before.intent, &before.routes) {
             return;
         }
-        let last_revision = before.revision.max(stored.revision);
-        let next = Next { intent: stored.intent, routes, ..Next::like(&before) };
-        if let Err(refusal) = self.apply(last_revision, next, &deed) {
+        let last_revision = before.revision.max(revision);
+        let applied = in_force(&self.path, &before.file, &intent).and_then(|in_force| {
+            let next = Next { in_force, intent, routes, ..Next::like(&before) };
+            self.apply(last_revision, next, &deed)
+        });
+        if let Err(refusal) = applied {
             self.refuse(&deed, refusal);
         }
     }
@@ -298,7 +391,7 @@ impl Control {
     ) -> Result<(), Refusal> {
         let _one_at_a_time = self.lock();
         let before = self.current();
-        self.may_change(&before, None).map_err(|refusal| self.refuse(deed, refusal))?;
+        self.may_lead().map_err(|refusal| self.refuse(deed, refusal))?;
         let Some(route) = before.routes.of(&before.config, service) else { return Ok(()) };
         let Some(route) = change(route) else { return Ok(()) };
         let mut routes = before.routes.clone();
@@ -356,7 +449,11 @@ impl Control {
     fn keep_routes(&self, routes: &Routes) -> Result<(), Refusal> {
         let path = self.routes.path().display();
         crash::point("before-routes");
-        let kept = self.routes.write(routes);
+        let kept = if self.both_unkept.load(Relaxed) {
+            self.finish_with(&self.current(), routes)
+        } else {
+            self.routes.write(routes)
+        };
         crash::point("after-routes");
         self.routes_unkept.store(kept.is_err(), Relaxed);
         let trouble = kept.as_ref().err().map(|error| format!("{path}: {error}"));
@@ -365,24 +462,37 @@ impl Control {
     }
 
     /// As they are on disk; as they were, if they can't be read.
-    fn read_routes(&self, before: &Current, config: &Config) -> Routes {
-        let mut routes = self.routes.read().unwrap_or_else(|error| {
+    fn read_routes(&self, before: &Current) -> Routes {
+        self.routes.read().unwrap_or_else(|error| {
             error!(%error, "the routes stay as they were");
             before.routes.clone()
-        });
-        routes.follow_file(config);
-        routes
+        })
+    }
+
+    /// What both files are just becoming.
+    fn read_both(&self) -> Option<Both> {
+        self.both.read().unwrap_or_else(|error| {
+            error!(%error, "what was being restored is passed by");
+            None
+        })
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether nobody else has changed something since the caller looked.
+    fn may_lead(&self) -> Result<(), Refusal> {
+        if self.following.load(Relaxed) { Err(Refusal::Following) } else { Ok(()) }
+    }
+
+    /// Whether nobody else has changed something since the caller looked, and what was begun before is done.
     fn may_change(&self, before: &Current, if_match: Option<&[u64]>) -> Result<(), Refusal> {
-        if self.following.load(Relaxed) {
-            return Err(Refusal::Following);
-        }
+        self.may_lead()?;
+        self.finish_restore(before)?;
         match if_match {
             Some(expected) if !expected.contains(&before.revision) => Err(Refusal::Conflict {
                 revision: before.revision,
@@ -417,16 +527,22 @@ impl Control {
         before: &Current,
         intent: Intent,
         deed: &Deed<'_>,
+        entry: Option<HistoryEntry>,
     ) -> Result<Arc<Current>, Refusal> {
         let not_kept = |error: std::io::Error| Refusal::NotKept {
             path: self.stored.path().display().to_string(),
             reason: error.to_string(),
         };
-        self.stored.write(&Stored::new(before.revision + 1, intent.clone())).map_err(not_kept)?;
+        let ledger = self.ledger().clone();
+        entry.into_iter().for_each(|entry| self.ledger().note(entry));
+        let kept = self.stored.write(&self.to_store(before.revision + 1, intent.clone())).map_err(not_kept);
+        let was_kept = kept.is_ok();
         let next = Next { intent, ..Next::like(before) };
-        self.apply(before.revision, next, deed).inspect_err(|_| {
+        kept.and_then(|()| self.apply(before.revision, next, deed)).inspect_err(|_| {
+            *self.ledger() = ledger;
             // As it was, or the next start would find what could not be served.
-            if let Err(error) = self.stored.write(&Stored::new(before.revision, before.intent.clone())) {
+            let stored = self.to_store(before.revision, before.intent.clone());
+            if was_kept && let Err(error) = self.stored.write(&stored) {
                 error!(%error, path = %self.stored.path().display(), "a refused change is still on disk");
             }
         })
@@ -445,7 +561,7 @@ impl Control {
     fn put(
         &self,
         last_revision: u64,
-        Next { config, loaded_at, intent, routes }: Next,
+        Next { config: file, in_force: config, loaded_at, intent, routes }: Next,
         deed: &Deed<'_>,
         put: impl FnOnce(&TableSpec) -> Result<(), String>,
     ) -> Result<Arc<Current>, Refusal> {
@@ -456,8 +572,9 @@ impl Control {
         crash::point("after-apply");
         let now = unix_millis();
         let current = Arc::new(Current {
-            needs_restart: needs_restart(&self.started_with, &config),
+            needs_restart: needs_restart(&self.started_with, &file),
             config,
+            file,
             intent,
             routes,
             revision,
@@ -490,7 +607,8 @@ impl Control {
         if let Refusal::Config { problems, .. } = &refusal {
             let count = count(problems.len(), "problem");
             let (actor, revision) = (deed.actor, self.revision());
-            error!(%actor, revision, "reload refused, the old configuration keeps serving: {count}");
+            let action = deed.action;
+            error!(%actor, revision, "{action} refused, the old configuration keeps serving: {count}");
             for problem in problems {
                 error!("{problem}");
             }
@@ -510,7 +628,10 @@ impl Control {
 
 /// What is to be served.
 struct Next {
+    /// The file alone.
     config: Config,
+    /// With what was restored in its place.
+    in_force: Config,
     loaded_at: u64,
     intent: Intent,
     routes: Routes,
@@ -519,8 +640,14 @@ struct Next {
 impl Next {
     /// The same again.
     fn like(current: &Current) -> Self {
-        let Current { config, loaded_at, intent, routes, .. } = current;
-        Self { config: config.clone(), loaded_at: *loaded_at, intent: intent.clone(), routes: routes.clone() }
+        let Current { file, config, loaded_at, intent, routes, .. } = current;
+        Self {
+            config: file.clone(),
+            in_force: config.clone(),
+            loaded_at: *loaded_at,
+            intent: intent.clone(),
+            routes: routes.clone(),
+        }
     }
 }
 
@@ -538,6 +665,15 @@ pub(crate) struct Deed<'a> {
     pub(crate) actor: &'a Actor,
     pub(crate) action: &'static str,
     pub(crate) subject: String,
+}
+
+/// The file with what was restored in its place.
+fn in_force(path: &Path, file: &Config, intent: &Intent) -> Result<Config, Refusal> {
+    let name = path.display().to_string();
+    intent.in_force(file, &name, &|name| std::env::var(name).ok()).map_err(|problems| Refusal::Config {
+        file: problems.iter().next().map_or(name, |problem| problem.file.clone()),
+        problems,
+    })
 }
 
 fn compile(config: &Config, intent: &Intent, routes: &Routes, revision: u64) -> TableSpec {

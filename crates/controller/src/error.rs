@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use crate::api::etag;
 use crate::change::{LastChange, Refusal};
 use crate::releases::Failure;
+use crate::snapshots;
 
 /// The body of every answer that is not a success.
 #[derive(Debug, Serialize, ToSchema)]
@@ -113,6 +114,15 @@ impl From<Refusal> for ApiError {
                 .hint("`GET /api/v1/services` shows the `tiers` of each version and their endpoints"),
             Refusal::Releasing { .. } => Self::new(StatusCode::CONFLICT, "release_under_way", message)
                 .hint("end it first: `backstop release status SERVICE` shows how it stands"),
+            Refusal::SentBack { .. } => Self::new(StatusCode::CONFLICT, "sent_back", message)
+                .hint("restore an earlier snapshot, or this one `--again`, with the version as it is"),
+            Refusal::NotReady { .. } => Self::new(StatusCode::CONFLICT, "version_not_ready", message).hint(
+                "`backstop endpoint list` shows its endpoints and why they don't serve; `--force` restores it all the same",
+            ),
+            Refusal::LostKey(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "lost_key", message).hint(
+                "put the endpoint into the file as it was, then restore the snapshot; write keys as `${NAME}`, so that \
+                 snapshots need not do without",
+            ),
             Refusal::Following => Self::new(StatusCode::SERVICE_UNAVAILABLE, "handed_over", message)
                 .hint("connect again: the new process answers at the same address"),
         }
@@ -171,6 +181,45 @@ impl From<Failure> for ApiError {
                 "two Backstops must not have one store; ask the other one, or wait 15 s after its end",
             ),
             Failure::Unkept(_) | Failure::Conflict | Failure::Store(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "`backstop store check` looks at it")
+            }
+        };
+        let error = Self::new(status, code, message);
+        if hint.is_empty() { error } else { error.hint(hint) }
+    }
+}
+
+impl From<snapshots::Failure> for ApiError {
+    fn from(failure: snapshots::Failure) -> Self {
+        use snapshots::Failure;
+        let message = failure.to_string();
+        let (status, code, hint) = match failure {
+            Failure::Refused(refusal) => return refusal.into(),
+            Failure::Unknown(_) => (
+                StatusCode::NOT_FOUND,
+                "unknown_snapshot",
+                "`backstop snapshot list` shows those that there are",
+            ),
+            Failure::Ambiguous { .. } => (StatusCode::CONFLICT, "ambiguous_snapshot", "give more of the id"),
+            Failure::UnknownService { .. } => (StatusCode::NOT_FOUND, "unknown_service", ""),
+            Failure::NotInSnapshot { .. } => (StatusCode::NOT_FOUND, "unknown_service", ""),
+            Failure::TooMany(_) => (
+                StatusCode::CONFLICT,
+                "too_many_snapshots",
+                "`backstop snapshot delete ID` makes room; `backstop snapshot list` shows them",
+            ),
+            Failure::Damaged(_) => (
+                StatusCode::CONFLICT,
+                "damaged_snapshot",
+                "restore another one; `backstop store check` looks at the store",
+            ),
+            Failure::Releasing { .. } => (
+                StatusCode::CONFLICT,
+                "release_under_way",
+                "end it first: `backstop release status SERVICE` shows how it stands",
+            ),
+            Failure::Failed => return Self::internal(),
+            Failure::Store(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "`backstop store check` looks at it")
             }
         };

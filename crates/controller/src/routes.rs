@@ -171,12 +171,19 @@ impl Routes {
         self.services.insert(service.to_owned(), route);
     }
 
-    /// The service and the release under way for which `config` lacks something, or means something else, and what.
-    pub(crate) fn disturbs(&self, config: &Config) -> Option<(String, String, &'static str)> {
+    /// The release of a service that is under way.
+    pub(crate) fn under_way(&self, service: &str) -> Option<&str> {
+        let active = self.services.get(service)?.active.as_ref()?;
+        active.is_under_way().then_some(active.release.id.as_str())
+    }
+
+    /// The service and the release under way for which `config`, which `file` leads to, lacks something, or means something
+    /// else, and what.
+    pub(crate) fn disturbs(&self, file: &Config, config: &Config) -> Option<(String, String, &'static str)> {
         self.services.iter().find_map(|(name, route)| {
             let has = |version: &str| config.version_digest(name, version).is_some();
-            if let Some(veto) = config.stable(name).and_then(|seed| route.vetoes.get(&seed))
-                && config.stable(name).is_some_and(|seed| seed == route.seed)
+            if let Some(veto) = file.stable(name).and_then(|seed| route.vetoes.get(&seed))
+                && file.stable(name).is_some_and(|seed| seed == route.seed)
                 && !has(&route.stable)
             {
                 let what = "the version that serves can't be removed while the file calls one stable that was sent back";
@@ -184,7 +191,7 @@ impl Routes {
             }
             let active = route.active.as_ref().filter(|active| active.is_under_way())?;
             let canary = &active.release.canary;
-            let what = if config.stable(name).is_some_and(|stable| stable != route.seed) {
+            let what = if file.stable(name).is_some_and(|stable| stable != route.seed) {
                 "its `stable` can't be changed now"
             } else if !has(&route.stable) || !has(canary) {
                 "the versions that it is about can't be removed now"
@@ -197,13 +204,13 @@ impl Routes {
         })
     }
 
-    /// Services of which `config` says something else than when their route was decided: with the versions that were
+    /// Services of which `file` says something else than when their route was decided: with the versions that were
     /// stable and that the file calls so now. Their routes follow the file from now on, unless a release is under way.
-    pub(crate) fn follow_file(&mut self, config: &Config) -> Vec<(String, String, String)> {
+    pub(crate) fn follow_file(&mut self, file: &Config) -> Vec<(String, String, String)> {
         let mut changed = Vec::new();
         for (name, route) in &mut self.services {
             let decided = !route.active.as_ref().is_some_and(Active::is_under_way);
-            let Some(seed) = config.stable(name).filter(|stable| decided && *stable != route.seed) else {
+            let Some(seed) = file.stable(name).filter(|stable| decided && *stable != route.seed) else {
                 continue;
             };
             let before = route.stable.clone();

@@ -1,4 +1,5 @@
-//! Files of state in the state directory: the run-time changes of endpoints (`intent.json`) and the routes.
+//! Files of state in the state directory: the run-time changes (`intent.json`), the routes, and both while they change
+//! together (`restore.json`).
 //!
 //! At every moment, even if the machine loses its power, a file is either the old or the new one, whole.
 
@@ -12,6 +13,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::crash;
+use crate::ledger::Ledger;
+use crate::routes::{Routes, RoutesFile};
 
 /// Definitions of endpoints may hold keys.
 const ONLY_US: u32 = 0o600;
@@ -111,12 +114,9 @@ pub(crate) struct Stored {
     pub(crate) revision: u64,
     #[serde(flatten)]
     pub(crate) intent: Intent,
-}
-
-impl Stored {
-    pub(crate) fn new(revision: u64, intent: Intent) -> Self {
-        Self { revision, intent }
-    }
+    /// What was done and is not in the store yet.
+    #[serde(default)]
+    pub(crate) ledger: Ledger,
 }
 
 /// The run-time changes of endpoints on disk.
@@ -144,6 +144,50 @@ impl IntentFile {
 
     pub(crate) fn write(&self, stored: &Stored) -> io::Result<()> {
         self.0.write(stored)
+    }
+}
+
+/// Run-time changes and routes that change together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Both {
+    pub(crate) intent: Stored,
+    pub(crate) routes: Routes,
+}
+
+/// Both files of state as they are to become: there only while they change. Whoever finds it takes what is in it.
+#[derive(Debug)]
+pub(crate) struct BothFile(StateFile);
+
+impl BothFile {
+    pub(crate) fn in_dir(state_dir: &Path) -> Self {
+        const ABOUT: About = About {
+            what: "the changes of a restore",
+            without: "go on with what there was before the restore, or with half of it",
+        };
+        Self(StateFile::new(state_dir.join("restore.json"), 1, ABOUT))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub(crate) fn read(&self) -> Result<Option<Both>, StateFileError> {
+        self.0.read()
+    }
+
+    /// Puts both in place of what there is, or neither.
+    pub(crate) fn write(&self, both: &Both, intent: &IntentFile, routes: &RoutesFile) -> io::Result<()> {
+        crash::point("before-restore");
+        self.0.write(both)?;
+        crash::point("restore-noted");
+        intent.write(&both.intent)?;
+        crash::point("restore-half");
+        routes.write(&both.routes)?;
+        crash::point("restore-whole");
+        std::fs::remove_file(self.path())?;
+        directory_of(self.path())?.sync_all()?;
+        crash::point("after-restore");
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! `backstop config`: what a running Backstop serves by.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -12,7 +13,8 @@ use super::{Remote, print_json, text};
 
 /// Show the configuration that a running Backstop serves by
 ///
-/// That is its file with all defaults, and with the changes made at run time in it. Secrets are shown as `***`.
+/// That is its file with all defaults, and with the changes made at run time in it. Secrets are shown as `***`. Above it
+/// stands in what that differs from the file, and how to take it into the file.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -29,19 +31,16 @@ struct Effective {
     file: String,
     loaded_at: u64,
     config: Value,
-    changes: Vec<Change>,
+    drift: BTreeMap<String, Vec<Drift>>,
     needs_restart: Vec<String>,
     last_change: Option<LastChange>,
 }
 
+/// A point in which a service differs from the file.
 #[derive(Deserialize)]
-struct Change {
-    service: String,
-    version: String,
-    url: String,
-    standing: String,
-    added: bool,
-    pending: bool,
+struct Drift {
+    what: String,
+    remedy: String,
 }
 
 #[derive(Deserialize)]
@@ -69,18 +68,23 @@ fn page(effective: &Effective) -> anyhow::Result<String> {
     if let Some(LastChange { actor, action, subject, at }) = &effective.last_change {
         out += &format!("# last change: {} {actor}: {action} {subject}\n", text::time(*at));
     }
-    for Change { service, version, url, standing, added, pending } in &effective.changes {
-        let added = if *added { "added, " } else { "" };
-        let waits = if *pending { ", waits: the file has no such endpoint or version" } else { "" };
-        out += &format!("# at run time: {url} of {service}/{version}: {added}{standing}{waits}\n");
+    for (service, drift) in &effective.drift {
+        for Drift { what, remedy } in drift {
+            out += &format!("# differs from the file: {service}: {what}\n#   to end that: {remedy}\n");
+        }
     }
     if !effective.needs_restart.is_empty() {
         out += &format!("# waits for a restart: {}\n", effective.needs_restart.join(", "));
     }
+    Ok(out + &yaml_text(&effective.config)?)
+}
+
+/// In the form of the configuration file.
+pub(super) fn yaml_text(value: &Value) -> anyhow::Result<String> {
     let mut text = String::new();
-    YamlEmitter::new(&mut text).dump(&yaml(&effective.config)).context("the answer can't be shown")?;
+    YamlEmitter::new(&mut text).dump(&yaml(value)).context("the answer can't be shown")?;
     let text = text.strip_prefix("---\n").unwrap_or(&text);
-    Ok(format!("{out}{}\n", text.trim_end()))
+    Ok(format!("{}\n", text.trim_end()))
 }
 
 fn yaml(value: &Value) -> Yaml<'_> {

@@ -7,6 +7,7 @@ pub(crate) mod events;
 pub(crate) mod failback;
 pub(crate) mod release;
 pub(crate) mod reload;
+pub(crate) mod snapshot;
 
 mod client;
 mod definition;

@@ -5,6 +5,7 @@
 //! default a sample is tried, in which each kind of point has its turn; `CRASH_ALL=1` tries all.
 
 mod clients;
+mod restoring;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -22,11 +22,13 @@ mod leave;
 mod measures;
 mod notify;
 mod operators;
+mod record;
 mod release;
 mod reload;
 #[expect(dead_code, reason = "shared with the gateway's tests, which need all of it")]
 #[path = "../../../gateway/tests/it/secure.rs"]
 mod secure;
+mod snapshot;
 mod stop;
 mod store;
 mod tiers;

@@ -1,6 +1,6 @@
 //! The configuration: what is in force, reading it again, trying another one.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use axum::Json;
 use axum::extract::{Extension, State};
@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::{Api, Tagged};
 use crate::change::{Actor, LastChange};
+use crate::drift::{self, Drift};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{IfMatch, YamlBody};
 
@@ -22,11 +23,14 @@ pub(super) struct Effective {
     file: String,
     /// When it was read, in milliseconds since the Unix epoch.
     loaded_at: u64,
-    /// The file with its defaults and with the run-time changes in it; secrets are left out.
+    /// The file with its defaults, with what was restored in its place and with the run-time changes in it; secrets are left
+    /// out.
     #[schema(value_type = Object)]
     config: Value,
     /// What was changed at run time, oldest first.
     changes: Vec<Change>,
+    /// By service: in what it differs from what the file says of it. Those that don't are left out.
+    drift: BTreeMap<String, Vec<Drift>>,
     /// Keys whose new values wait for a restart.
     needs_restart: Vec<&'static str>,
     /// Who changed what last, since the start.
@@ -57,7 +61,9 @@ pub(super) async fn show(State(api): State<Api>) -> Tagged<Effective> {
         added: it.added.is_some(),
         pending: pending.contains(&it.place),
     };
+    let drift = current.config.services().map(|name| (name.to_owned(), drift::of(&current, name)));
     let effective = Effective {
+        drift: drift.filter(|(_, drift)| !drift.is_empty()).collect(),
         revision: current.revision,
         file: api.control.config_path().display().to_string(),
         loaded_at: current.loaded_at,

@@ -6,6 +6,7 @@ mod endpoints;
 mod events;
 mod releases;
 mod services;
+mod snapshots;
 
 use std::sync::{Arc, OnceLock};
 
@@ -91,6 +92,9 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(releases::rollback))
         .routes(routes!(releases::history))
         .routes(routes!(releases::report))
+        .routes(routes!(snapshots::list, snapshots::save))
+        .routes(routes!(snapshots::show, snapshots::delete))
+        .routes(routes!(snapshots::restore))
         .routes(routes!(events::follow))
         .routes(routes!(config::show))
         .routes(routes!(config::reload))

@@ -24,13 +24,14 @@ use crate::releases::{ReleaseView, Releases, Return, Summary, Wanted, chart, mar
 
 impl Api {
     /// The releases, once the store is open.
-    fn releases(&self) -> Result<&Arc<Releases>, ApiError> {
+    pub(super) fn releases(&self) -> Result<&Arc<Releases>, ApiError> {
         self.releases.get().ok_or_else(|| {
             let reason =
                 self.control.trouble(Medium::Store).unwrap_or_else(|| "it is being opened".to_owned());
             let (reason, hint) =
                 reason.split_once("\nhint: ").unwrap_or((&reason, "it is tried every few seconds"));
-            let message = format!("nothing is known of releases while the store is not open: {reason}");
+            let message =
+                format!("nothing is known of releases and snapshots while the store is not open: {reason}");
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message)
                 .hint(format!("{hint}. A release under way can be rolled back all the same"))
         })
@@ -283,8 +284,11 @@ pub(super) struct Entry {
     /// Milliseconds since the Unix epoch.
     at: u64,
     actor: String,
+    /// `release`, `file`, `endpoint`, `snapshot`, `restore`, `failback` or `dependency`.
     kind: String,
     subject: String,
+    /// What it was about: always `told`, in words, and `status` (`done`, `refused` or `failed`); by kind versions,
+    /// endpoints, digests and evidence.
     #[schema(value_type = Object)]
     body: Value,
     /// SHA-256 over this entry and all before it.
@@ -293,7 +297,7 @@ pub(super) struct Entry {
 
 /// History of a service
 ///
-/// The last entry first. No entry can be changed: each has a hash over all before it, which `backstop store check`
+/// Releases, changes of the file and of operators, the last entry first. No entry can be changed: each has a hash over all before it, which `backstop store check`
 /// verifies.
 #[utoipa::path(
     get,

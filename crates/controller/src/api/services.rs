@@ -2,20 +2,50 @@
 
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
-use backstop_core::status::{ServiceStatus, Status};
+use backstop_core::status::{ServiceStatus, Status, Totals};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Api, Tagged};
 use crate::change::Actor;
+use crate::control::Current;
+use crate::drift::{self, Drift};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{IfMatch, PathName};
 
+/// Everything at one moment.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Services {
+    /// Of the table that serves.
+    revision: u64,
+    totals: Totals,
+    /// By name.
+    services: Vec<Service>,
+}
+
+/// A service, and in what it differs from the file.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Service {
+    #[serde(flatten)]
+    status: ServiceStatus,
+    /// In what it differs from what the file says of it.
+    drift: Vec<Drift>,
+}
+
+impl Service {
+    fn of(current: &Current, status: ServiceStatus) -> Self {
+        Self { drift: drift::of(current, &status.name), status }
+    }
+}
+
 /// All services with their versions, endpoints and dependencies
-#[utoipa::path(get, path = "/api/v1/services", responses((status = OK, body = Status)))]
-pub(super) async fn list(State(api): State<Api>) -> Tagged<Status> {
-    let status = api.data_plane().status();
-    Tagged(status.revision, status)
+///
+/// And in what they differ from the file: what releases and operators have made of it.
+#[utoipa::path(get, path = "/api/v1/services", responses((status = OK, body = Services)))]
+pub(super) async fn list(State(api): State<Api>) -> Tagged<Services> {
+    let (Status { revision, totals, services }, current) = (api.data_plane().status(), api.control.current());
+    let services = services.into_iter().map(|status| Service::of(&current, status)).collect();
+    Tagged(revision, Services { revision, totals, services })
 }
 
 /// One service
@@ -23,14 +53,15 @@ pub(super) async fn list(State(api): State<Api>) -> Tagged<Status> {
     get,
     path = "/api/v1/services/{service}",
     params(("service" = String, Path, description = "Its name")),
-    responses((status = OK, body = ServiceStatus), (status = NOT_FOUND, body = ErrorBody))
+    responses((status = OK, body = Service), (status = NOT_FOUND, body = ErrorBody))
 )]
 pub(super) async fn one(
     State(api): State<Api>,
     PathName(name): PathName,
-) -> Result<Tagged<ServiceStatus>, ApiError> {
+) -> Result<Tagged<Service>, ApiError> {
     let status = api.data_plane().status();
-    Ok(Tagged(status.revision, find(&status, &name)?.clone()))
+    let service = Service::of(&api.control.current(), find(&status, &name)?.clone());
+    Ok(Tagged(status.revision, service))
 }
 
 fn find<'s>(status: &'s Status, name: &str) -> Result<&'s ServiceStatus, ApiError> {

@@ -36,7 +36,7 @@ use crate::control::unix_millis;
 pub(crate) use client::Client;
 use notice::Notice;
 use outbox::{Dropped, Outbox};
-pub(crate) use release::of_release;
+pub(crate) use release::{of_file, of_release};
 
 const LEASE: &str = "notify";
 /// How long nobody else tells people after a process has died; the same Backstop goes on at once.

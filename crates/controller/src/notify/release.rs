@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use backstop_config::Topic;
 use backstop_core::rollout::{Release, Severity};
-use backstop_store::Op;
+use backstop_store::{HistoryEntry, Op};
 
 use super::notice::{Notice, Status};
 
@@ -31,6 +31,26 @@ pub(crate) fn of_release(release: &Release, (at, index): (u64, usize), severity:
         labels,
     }
     .enqueue()
+}
+
+/// What to commit so that it is told that the file has made another version the stable one, if that is what `entry` says.
+/// `id` tells it from other entries.
+pub(crate) fn of_file(entry: &HistoryEntry, id: &str) -> Option<Op> {
+    let version = entry.body["makes_stable"].as_str()?;
+    let labels = [("service", entry.service.as_str()), ("version", version)];
+    let notice = Notice {
+        id: format!("file-{id}"),
+        topic: Topic::Release,
+        at: entry.at,
+        severity: Severity::Info,
+        status: Status::Note,
+        subject: format!("stable version of {}", entry.service),
+        state: version.to_owned(),
+        title: format!("{}: {version} serves, as the file says", entry.service),
+        reason: format!("changed by {}", entry.actor),
+        labels: labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+    };
+    Some(notice.enqueue())
 }
 
 /// A release says in its own words what a trigger has done.

@@ -16,7 +16,7 @@ use super::{COMMIT_TIMEOUT, Failure, Kept, Releases, Running, key, lock, unanswe
 use crate::change::Actor;
 use crate::control::{Control, Deed, Order, unix_millis};
 use crate::routes::{Active, Route};
-use crate::{crash, notify};
+use crate::{crash, notify, snapshots};
 
 /// Of what has waited for the store, so much is kept with one commit: it takes only so many.
 const MOST_AT_ONCE: usize = 80;
@@ -84,6 +84,8 @@ impl Releases {
         // What makes it harder to go back is kept first, and taken back if it can't be.
         let raises = gives > given || next.phase == Phase::Promoted;
         let before = raises.then(|| (running.kept.release.clone(), running.kept.timeline.clone()));
+        let saved = snapshots::before_promotion(&self.control, &running.kept.release, &next, actor);
+        running.outstanding.extend(saved);
         running.kept.release = next;
         running.kept.sample();
         self.note(running, &effects, actor);
@@ -143,8 +145,10 @@ impl Releases {
             kind: "release".to_owned(),
             subject: release.id.clone(),
             body: json!({
+                "status": "done",
                 "phase": release.phase.to_string(),
                 "version": release.canary,
+                "digest": kept.digest,
                 "stable": release.exposure().stable,
                 "share": kept.share(),
                 "cause": release.cause,

@@ -310,6 +310,31 @@ impl Releases {
         Ok(Arc::new(kept))
     }
 
+    /// Nothing about releases is decided until what this gives is dropped; rollbacks at once are. Fails if one of these
+    /// services has a release under way.
+    pub(crate) async fn hold(
+        &self,
+        names: &[String],
+    ) -> Result<impl Sized + use<'_>, crate::snapshots::Failure> {
+        let services = self.services.lock().await;
+        let under_way = names.iter().filter_map(|name| services.get(name)).map(|it| &it.kept.release);
+        match under_way.into_iter().find(|release| !release.phase.is_final()) {
+            Some(backstop_core::rollout::Release { service, id, .. }) => {
+                let (service, release) = (service.clone(), id.clone());
+                Err(crate::snapshots::Failure::Releasing { service, release })
+            }
+            None => Ok(services),
+        }
+    }
+
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Entries of the history of a service, the last one first.
     pub(crate) async fn history(
         &self,

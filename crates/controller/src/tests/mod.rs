@@ -1,12 +1,14 @@
 //! The control plane on a data plane that only remembers.
 
 mod access;
+mod account;
 mod changes;
 mod document;
 mod events;
 mod requests;
 mod routes;
 mod server;
+mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};

@@ -122,7 +122,8 @@ fn a_version_that_was_changed_under_way_gets_no_share() {
 fn what_a_reload_must_not_do() {
     let config_now = config(FILE);
     let under_way = routes(&config_now, &[begun(&config_now)]);
-    let disturbs = |routes: &Routes, text: &str| routes.disturbs(&config(text)).map(|(.., what)| what);
+    let disturbs =
+        |routes: &Routes, text: &str| routes.disturbs(&config(text), &config(text)).map(|(.., what)| what);
     assert_eq!(disturbs(&under_way, FILE), None);
     for (text, expected) in [
         (FILE.replace("    rules:", "    stable: v3\n    rules:"), "`stable` can't be changed"),

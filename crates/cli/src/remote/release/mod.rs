@@ -117,9 +117,9 @@ struct Rollback {
     remote: Remote,
 }
 
-/// Show what was done, by whom and why
+/// Show what was done to a service, by whom and why
 ///
-/// No entry can be changed: `backstop store check` verifies that.
+/// Its releases, what was changed in the file, and what operators did at run time. No entry can be changed: `backstop store check` verifies that.
 #[derive(clap::Args)]
 struct History {
     /// The service

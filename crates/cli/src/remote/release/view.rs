@@ -264,7 +264,15 @@ pub(super) fn table(releases: &[Summary], paper: Paper) -> String {
 pub(super) fn entry(entry: &Entry) -> String {
     let Entry { seq, at, actor, kind, subject, body } = entry;
     let told: Vec<&str> = body["told"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    format!("{seq:>5}  {}  {actor:<8}  {kind} {subject}: {}", text::time(*at), told.join("; "))
+    let status = body["status"].as_str().filter(|status| *status != "done");
+    let status = status.map(|status| format!("{status}: ")).unwrap_or_default();
+    let reason = body["reason"].as_str().filter(|reason| !reason.is_empty());
+    let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+    format!(
+        "{seq:>5}  {}  {actor:<8}  {kind} {subject}: {status}{}{reason}",
+        text::time(*at),
+        told.join("; ")
+    )
 }
 
 fn colour_of(summary: &Summary) -> Option<AnsiColor> {
