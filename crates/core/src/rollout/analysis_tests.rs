@@ -256,7 +256,7 @@ fn each_comparison_is_what_it_says() {
         for (errors, expected) in [19, 20, 21].into_iter().zip(expected) {
             let trigger = Trigger { op, ..trigger(Severity::Critical) };
             // Stable is on the other side.
-            let stable = if matches!(op, Le | Lt) { 100 } else { 0 };
+            let stable = if matches!(op, Le | Lt) { 40 } else { 0 };
             let observed = pulled(&trigger, stable, errors);
             assert_eq!(observed.critical.is_some(), expected, "{op:?} at {errors} %");
             assert!(!observed.stable_in_trouble, "{op:?} at {errors} %");
@@ -284,8 +284,8 @@ fn each_severity_has_its_effect_and_stable_alone_is_an_incident() {
         assert_eq!(effects(0, 0), (none.clone(), false, None));
         assert_eq!(effects(0, 50), (canary_alone.clone(), false, None), "{severity:?}");
         let both = if freezes { none.clone() } else { canary_alone };
-        assert_eq!(effects(50, 50), (both, freezes, trouble.clone()), "{severity:?}");
-        assert_eq!(effects(50, 0), (none, freezes, trouble), "{severity:?}");
+        assert_eq!(effects(40, 50), (both, freezes, trouble.clone()), "{severity:?}");
+        assert_eq!(effects(40, 0), (none, freezes, trouble), "{severity:?}");
     }
 }
 
