@@ -1,11 +1,10 @@
 //! Releases that go by what Prometheus says, by means and by what engines report.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 
 use crate::backstop::{Backstop, sim};
 use crate::client::{call, soon, until};
@@ -29,35 +28,40 @@ enum Says {
     Down,
 }
 
+impl Says {
+    fn answer(self) -> Option<(u16, String)> {
+        let result = |series: Value| json!({ "status": "success", "data": { "resultType": "vector", "result": series } });
+        let (status, body) = match self {
+            Self::Number(number) => (200, result(json!([{ "metric": {}, "value": [1, number] }]))),
+            Self::Nothing => (200, result(json!([]))),
+            Self::BadData => (400, json!({ "status": "error", "error": "parse error: unexpected end" })),
+            Self::Down => return None,
+        };
+        Some((status, body.to_string()))
+    }
+}
+
 impl Prometheus {
-    /// Of `v1` and of `v2`.
-    async fn saying(v1: Says, v2: Says) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    /// Of `v1` and of `v2`. It has a thread of its own: commands keep that of the test.
+    fn saying(v1: Says, v2: Says) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let (says, asked): (_, Arc<Mutex<Vec<String>>>) = (Arc::new(Mutex::new([v1, v2])), Arc::default());
         let prometheus = Self { addr, says: Arc::clone(&says), asked: Arc::clone(&asked) };
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
                 let mut head = vec![0; 8192];
-                let length = stream.read(&mut head).await.unwrap_or(0);
+                let length = stream.read(&mut head).unwrap_or(0);
                 let head = String::from_utf8_lossy(&head[..length]).into_owned();
                 let says = says.lock().unwrap()[usize::from(head.contains("%22v2%22"))];
                 asked.lock().unwrap().push(head);
-                let result = |series: Value| json!({ "status": "success", "data": { "resultType": "vector", "result": series } });
-                let (status, body) = match says {
-                    Says::Number(number) => (200, result(json!([{ "metric": {}, "value": [1, number] }]))),
-                    Says::Nothing => (200, result(json!([]))),
-                    Says::BadData => {
-                        (400, json!({ "status": "error", "error": "parse error: unexpected end" }))
-                    }
-                    Says::Down => continue,
-                };
-                let body = body.to_string();
+                let Some((status, body)) = says.answer() else { continue };
                 let reply = format!(
                     "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
                     body.len()
                 );
-                let _ = stream.write_all(reply.as_bytes()).await;
+                let _ = stream.write_all(reply.as_bytes());
             }
         });
         prometheus
@@ -114,7 +118,7 @@ async fn held(backstop: &Backstop, hold: &str) -> Value {
 #[tokio::test]
 async fn what_cannot_be_asked_is_refused_at_the_start() {
     let (first, second) = (sim(0, 3).await, sim(0, 3).await);
-    let prometheus = Prometheus::saying(Says::Down, Says::Nothing).await;
+    let prometheus = Prometheus::saying(Says::Down, Says::Nothing);
     let text = prometheus.config(&[&first, &second], &guarded(SLOW, QUEUE));
     let backstop = serve(&text, 2).await;
     for (says, expected) in [
@@ -139,7 +143,7 @@ async fn what_cannot_be_asked_is_refused_at_the_start() {
 #[tokio::test]
 async fn a_source_that_goes_away_holds_the_release_until_it_is_back() {
     let (first, second) = (sim(0, 3).await, sim(0, 3).await);
-    let prometheus = Prometheus::saying(Says::Number("1"), Says::Number("2")).await;
+    let prometheus = Prometheus::saying(Says::Number("1"), Says::Number("2"));
     let quick = QUICK.replace("hold: 1s", "hold: 3s");
     let text = prometheus.config(&[&first, &second], &guarded(&quick, QUEUE));
     let backstop = serve(&text, 2).await;
@@ -163,7 +167,7 @@ async fn a_source_that_goes_away_holds_the_release_until_it_is_back() {
 #[tokio::test]
 async fn a_number_beyond_its_limit_sends_the_version_back_unless_both_are() {
     let (first, second) = (sim(0, 3).await, sim(0, 3).await);
-    let prometheus = Prometheus::saying(Says::Number("1"), Says::Number("2")).await;
+    let prometheus = Prometheus::saying(Says::Number("1"), Says::Number("2"));
     let text = prometheus.config(&[&first, &second], &guarded(SLOW, QUEUE));
     let backstop = serve(&text, 2).await;
     backstop.order(&["release", "start", "chat", "--to", "v2"]);
