@@ -22,7 +22,12 @@ pub(crate) async fn at_last<T>(what: &str, future: impl Future<Output = T>) -> T
 /// Looks until the release is held up by this.
 pub(crate) async fn held_by(backstop: &Backstop, hold: &str) {
     let is_held = async {
-        while !status(backstop)["holds"].as_array().unwrap().iter().any(|it| it["hold"] == hold) {
+        loop {
+            let status = status(backstop);
+            if status["holds"].as_array().unwrap().iter().any(|it| it["hold"] == hold) {
+                return;
+            }
+            assert_eq!(status["ended"], false, "it should be held up by `{hold}`: {status:#}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
@@ -137,6 +142,28 @@ async fn while_both_versions_fail_nobody_is_to_blame() {
     // Those who ask now get answers, and the release goes on when the bad ones are long ago.
     let _load = Load::on(backstop.addr);
     at_last("promoted", phase_of(&backstop, "promoted")).await;
+}
+
+#[tokio::test]
+async fn a_version_that_fails_when_it_has_all_traffic_goes_back() {
+    const ALL_AT_ONCE: &str = "    release:
+      steps: [{ weight: 100%, min_requests: 5 }]
+      bake: 1h
+      guardrails: [{ metric: error_rate }]
+";
+    let (first, second) = (sim(0, 3).await, sim(0, 3).await);
+    let backstop = serve(&[&first, &second], ALL_AT_ONCE).await;
+    let load = Load::on(backstop.addr);
+    backstop.order(&["release", "start", "chat", "--to", "v2"]);
+    phase(&backstop, "bake").await;
+    fails(&second);
+    // What was well before has to be half a minute ago.
+    at_last("verifying", phase_of(&backstop, "verifying")).await;
+    let back = status(&backstop);
+    let cause = back["cause"].as_str().unwrap();
+    assert!(cause.starts_with("hard stop: ") && cause.contains("requests failed within 30 s"), "{cause}");
+    load.none_lost();
+    all_to_v1(&backstop).await;
 }
 
 /// As [`phase`], with more patience.

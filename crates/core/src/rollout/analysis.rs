@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::counts::{Both, Counted};
 use super::engines::Engines;
 use super::gauge::{Gauge, Gauging};
-use super::hard_stop::OUTAGE_WITHIN;
+use super::hard_stop::{OUTAGE_WITHIN, Outage};
 use super::seen::Seen;
 use super::settings::{Guardrail, MeanGuardrail, Settings, Trigger};
 use super::{Observed, millis};
@@ -299,7 +299,6 @@ impl Analysis {
             window_open,
             requests: self.counts(Some(step)).canary.ended,
             recovered: self.recovered(step, age.unwrap_or(0), readiness.stable),
-            stable_in_trouble: self.is_outage(now),
             unproven: self.unproven(&judgement),
             ..Observed::default()
         };
@@ -307,9 +306,13 @@ impl Analysis {
             self.tell_measures(&mut observed);
         }
         self.pull_triggers(now, &mut observed);
-        if observed.stable_in_trouble {
-            // Nothing else says so.
-            observed.trouble.get_or_insert_with(|| "half of its requests fail".to_owned());
+        match self.outage(now) {
+            Outage::None => {}
+            Outage::Stable => {
+                observed.stable_in_trouble = true;
+                observed.trouble.get_or_insert_with(|| "half of its requests fail".to_owned());
+            }
+            Outage::Canary(how) => observed.hard_stop = observed.hard_stop.or(Some(how)),
         }
         observed
     }

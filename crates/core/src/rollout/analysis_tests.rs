@@ -305,6 +305,37 @@ fn half_of_stables_requests_failing_is_an_incident_without_any_trigger() {
     assert!(!in_trouble(85, 500, 360), "it is over");
 }
 
+/// Requests and errors of stable, then of the canary, within half a minute; `before`: of stable, long before.
+#[track_caller]
+fn outage(before: (u64, u64), stable: (u64, u64), canary: (u64, u64)) -> (bool, Option<String>) {
+    let arm_of = |(requests, errors)| {
+        let errors = BadCount { event: BadEvent::Error, requests: errors, units: vec![], overflow: false };
+        arm(requests, vec![errors])
+    };
+    let mut analysis = Analysis::new(&settings()).unwrap();
+    analysis.take(&report(1, 2, arm_of(before), arm_of((0, 0))), NOW, 2, 0);
+    analysis.observe(0, (2, Some(60_000)), UP, true);
+    let stable = (before.0 + stable.0, before.1 + stable.1);
+    analysis.take(&report(1, 2, arm_of(stable), arm_of(canary)), NOW, 2, 0);
+    let observed = analysis.observe(10_000, (2, Some(60_000)), UP, true);
+    (observed.stable_in_trouble, observed.hard_stop)
+}
+
+#[test]
+fn a_version_that_has_all_traffic_and_fails_needs_no_comparison() {
+    let well = (1_000, 10);
+    assert_eq!(outage(well, (0, 0), (20, 9)), (false, None));
+    assert_eq!(outage(well, (0, 0), (19, 19)), (false, None));
+    let stopped = Some("10 of its 20 requests failed within 30 s".to_owned());
+    assert_eq!(outage(well, (0, 0), (20, 10)), (false, stopped.clone()));
+    assert_eq!(outage((0, 0), (0, 0), (20, 10)), (false, stopped), "nothing is known against stable");
+    assert_eq!(outage((1_000, 600), (0, 0), (20, 20)), (false, None), "stable was no better");
+    assert_eq!(outage(well, (5, 2), (20, 20)), (false, None), "there is something to compare it with");
+    assert_eq!(outage(well, (5, 3), (20, 20)), (true, None), "which fares the same");
+    assert_eq!(outage(well, (19, 19), (20, 2)), (false, None), "of stable alone that is too little");
+    assert_eq!(outage(well, (20, 19), (20, 2)), (true, None));
+}
+
 #[test]
 fn after_a_rollback_stable_has_to_be_as_well_as_before() {
     let mut analysis = Analysis::new(&settings()).unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::counts::Counts;
 use super::{Analysis, millis};
 
 /// The version can't serve for so long before that counts: a probe may come back.
@@ -14,20 +15,48 @@ const ENOUGH_TO_RECOVER: u64 = 20;
 /// How much more often than before stable may fail and still be as well as before: a factor, and a share.
 const RECOVERED: (f64, f64) = (2.0, 0.01);
 
-/// If so many of stable's requests fail, 0–1, within so long, that is an incident whatever triggers there are.
-const OUTAGE: f64 = 0.5;
+/// Half of a version's requests failing within so long is trouble, whatever triggers there are.
 pub(super) const OUTAGE_WITHIN: u64 = 30_000;
+/// Requests that tell that it is.
+const ENOUGH_FOR_OUTAGE: u64 = 20;
+/// Requests of stable that tell that it suffers the same as the canary.
+const ENOUGH_TO_SHARE: u64 = 5;
+
+/// Who is in trouble.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outage {
+    None,
+    /// Stable is, whoever else.
+    Stable,
+    /// The canary is, and there is nothing that it could be compared with; and how.
+    Canary(String),
+}
 
 impl Analysis {
-    /// Whether stable fails so often now that nobody has to say from where on that is trouble.
-    pub(super) fn is_outage(&self, now: u64) -> bool {
+    /// Whether a version fails so often now that nobody has to say from where on that is trouble.
+    pub(super) fn outage(&self, now: u64) -> Outage {
         let before = self.past.iter().rev().find(|(at, _)| now.saturating_sub(*at) >= OUTAGE_WITHIN);
         let (Some((_, before)), Some((_, after))) = (before.or(self.past.front()), self.past.back()) else {
-            return false;
+            return Outage::None;
         };
-        let ended = after.stable.ended.saturating_sub(before.stable.ended);
-        let bad = after.stable.bad[0].saturating_sub(before.stable.bad[0]);
-        ended >= ENOUGH_TO_RECOVER && bad as f64 >= ended as f64 * OUTAGE
+        let recent = |after: &Counts, before: &Counts| {
+            (after.ended.saturating_sub(before.ended), after.bad[0].saturating_sub(before.bad[0]))
+        };
+        let stable = recent(&after.stable, &before.stable);
+        let canary = recent(&after.canary, &before.canary);
+        let fails = |(ended, bad): (u64, u64), enough| ended >= enough && 2 * bad >= ended;
+        let canary_fails = fails(canary, ENOUGH_FOR_OUTAGE);
+        if fails(stable, ENOUGH_FOR_OUTAGE) || (canary_fails && fails(stable, ENOUGH_TO_SHARE)) {
+            return Outage::Stable;
+        }
+        // As far as is known it was well before the canary had all traffic.
+        let was_well = !fails((after.stable.ended, after.stable.bad[0]), ENOUGH_FOR_OUTAGE);
+        if canary_fails && stable.0 < ENOUGH_TO_SHARE && was_well {
+            let (ended, bad) = canary;
+            let seconds = OUTAGE_WITHIN / 1_000;
+            return Outage::Canary(format!("{bad} of its {ended} requests failed within {seconds} s"));
+        }
+        Outage::None
     }
 
     /// Why the canary can't be tried any longer.
