@@ -408,10 +408,8 @@ impl Control {
             self.keep_routes(&routes)?;
         }
         self.reroute(&before, next, deed).map_err(|refusal| self.refuse(deed, refusal))?;
-        if order == Order::ServeFirst
-            && let Err(refusal) = self.keep_routes(&routes)
-        {
-            warn!(%refusal, service, "what is served now would be lost with a restart");
+        if order == Order::ServeFirst && self.keep_routes(&routes).is_err() {
+            warn!(service, "what is served now would be lost with a restart");
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ mod notify;
 mod prometheus;
 mod record;
 mod releases;
+mod reserve;
 mod routes;
 mod server;
 mod snapshots;

@@ -14,6 +14,7 @@ use backstop_core::table::{Duty, LatencyLimit, TableSpec, TrialSpec};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::reserve;
 use crate::stored::{About, StateFile, StateFileError};
 
 /// Raised when an older Backstop would misread the file.
@@ -292,6 +293,7 @@ impl RoutesFile {
     }
 
     pub(crate) fn write(&self, routes: &Routes) -> std::io::Result<()> {
-        self.0.write(routes)
+        let directory = self.path().parent().unwrap_or_else(|| Path::new("."));
+        reserve::within(directory, || self.0.write(routes))
     }
 }
