@@ -25,6 +25,20 @@ pub(crate) fn check_endpoint(
     Checker { schema, file, problems }.value(endpoint, &schema.root()["$defs"]["endpoint"], "")
 }
 
+/// The same for a single version, whose name may be given elsewhere.
+pub(crate) fn check_version(
+    version: &Node,
+    schema: &Schema,
+    file: &str,
+    problems: &mut Vec<Problem>,
+) -> Option<Value> {
+    let mut unnamed = schema.root()["$defs"]["version"].clone();
+    if let Some(required) = unnamed["required"].as_array_mut() {
+        required.retain(|name| name != "name");
+    }
+    Checker { schema, file, problems }.value(version, &unnamed, "")
+}
+
 struct Checker<'a> {
     schema: &'a Schema,
     file: &'a str,

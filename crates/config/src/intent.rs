@@ -4,6 +4,7 @@
 //! service, version and URL, and outlives a reload; one whose endpoint the file no longer has waits for it to return.
 
 mod restored;
+mod version;
 
 use std::collections::HashSet;
 
@@ -17,6 +18,7 @@ use crate::schema::Schema;
 use crate::units::Unit;
 use crate::{Config, check, source, types, validate};
 pub use restored::{LostKey, Restored};
+pub use version::{Draft, VersionIntent, read_version};
 
 /// More changes than anybody makes by hand.
 const MOST_CHANGES: usize = 10_000;
@@ -28,6 +30,8 @@ pub struct Intent {
     /// Services as snapshots had them, one each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     restored: Vec<Restored>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    versions: Vec<VersionIntent>,
 }
 
 /// What was changed about one endpoint.
@@ -89,6 +93,14 @@ pub enum IntentError {
     Invalid(Problems),
     #[error("there are {MOST_CHANGES} run-time changes already; take some into the file")]
     TooMany,
+    #[error("version `{name}` of service `{service}` is defined in the configuration file")]
+    InFile { service: String, name: String },
+    #[error("service `{service}` has a version `{name}` already, with another definition")]
+    VersionExists { service: String, name: String },
+    #[error("the version's definition is not valid:\n{0}")]
+    InvalidVersion(Problems),
+    #[error("there are too many registered versions already")]
+    TooManyVersions,
 }
 
 impl Intent {
@@ -202,6 +214,9 @@ impl Intent {
     /// those removed are back.
     pub(crate) fn merged(&self, document: &types::Document) -> types::Document {
         let mut document = document.clone();
+        for (service, version, _) in self.versions_for(&document) {
+            document.services[service].versions.push(version);
+        }
         for service in &mut document.services {
             for version in &mut service.versions {
                 let of_version = |change: &&EndpointIntent| {

@@ -34,22 +34,28 @@ mod time;
 mod types;
 mod units;
 mod validate;
+mod written;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use backstop_core::rollout::Settings;
-use backstop_core::table::{Digest, TableSpec};
+use backstop_core::table::{Digest, TableSpec, Target};
 use serde_json::Value;
 
-pub use crate::intent::{EndpointIntent, Force, Intent, IntentError, LostKey, Place, Restored, Standing};
+pub use crate::intent::{
+    Draft, EndpointIntent, Force, Intent, IntentError, LostKey, Place, Restored, Standing, VersionIntent,
+    read_version,
+};
 pub use crate::notify::{Form, Recipient, Topic};
 pub use crate::outline::Outline;
 pub use crate::problem::{Problem, Problems};
 pub use crate::prometheus::Prometheus;
 pub use crate::units::Store;
+pub use crate::written::Written;
 
 /// Larger files are refused.
 const MOST_BYTES: u64 = 4 << 20;
@@ -59,6 +65,10 @@ const MOST_BYTES: u64 = 4 << 20;
 pub struct Config {
     document: types::Document,
     raw: raw::Raw,
+    /// Digests of the files that belong to versions, by service and name.
+    artifacts: BTreeMap<(String, String), String>,
+    /// Which versions were registered at run time, by service and name.
+    registered: BTreeSet<(String, String)>,
 }
 
 /// Certificate and key of a listener, both PEM files.
@@ -163,14 +173,53 @@ impl Config {
         versions.any(|found| found.name.0 == version && found.price.is_some())
     }
 
-    /// What a version is, as the file describes it, in a few digits: the same as long as nothing of it has been changed.
-    /// Secrets are left out.
+    /// The same with the versions in it that were registered at run time, and with what is known of their files.
+    pub(crate) fn with_versions(mut self, intent: &Intent) -> Self {
+        let with = &mut self;
+        for (service, version, definition) in intent.versions_for(&with.document) {
+            let name = with.document.services[service].name.0.clone();
+            with.registered.insert((name, version.name.0.clone()));
+            with.document.services[service].versions.push(version);
+            with.raw.push_version(service, definition);
+        }
+        let artifacts = intent.versions().iter();
+        let key = |it: &VersionIntent| (it.service.clone(), it.name.clone());
+        with.artifacts.extend(artifacts.filter_map(|it| Some((key(it), it.artifacts.clone()?))));
+        self
+    }
+
+    /// Whether a version is served as somebody has registered it.
+    pub fn is_registered(&self, service: &str, version: &str) -> bool {
+        self.registered.contains(&(service.to_owned(), version.to_owned()))
+    }
+
+    /// A version as it was written: with `${NAME}` where the environment is filled in, and without keys in clear.
+    pub fn written(&self, service: &str, version: &str) -> Option<Written> {
+        let index = self.document.services.iter().position(|found| found.name.0 == service)?;
+        let versions = &self.document.services[index].versions;
+        let position = versions.iter().position(|found| found.name.0 == version)?;
+        Some(Written::of(self.raw.services().get(index)?["versions"].get(position)?.clone()))
+    }
+
+    /// What sends requests to a version besides releases, if anything: `a rule` or `the shadow`.
+    pub fn sends_to(&self, service: &str, version: &str) -> Option<&'static str> {
+        let service = self.document.services.iter().find(|found| found.name.0 == service)?;
+        if service.rules.iter().any(|rule| rule.version.0 == version) {
+            return Some("a rule");
+        }
+        service.shadow.as_ref().filter(|shadow| shadow.to.0 == version).map(|_| "the shadow")
+    }
+
+    /// What a version is, in a few digits: the same as long as nothing of its definition and of its files has been
+    /// changed. Secrets are left out.
     pub fn version_digest(&self, service: &str, version: &str) -> Option<String> {
         let found = self.document.services.iter().find(|found| found.name.0 == service)?;
+        let artifacts = self.artifacts.get(&(service.to_owned(), version.to_owned()));
         let mut version = found.versions.iter().find(|found| found.name.0 == version)?.clone();
         // The same by another name is the same.
         version.name.0.clear();
-        let text = serde_json::to_string(&version).unwrap_or_default();
+        let mut text = serde_json::to_string(&version).unwrap_or_default();
+        text.extend(artifacts.map(|digest| format!("\nartifacts {digest}")));
         Some(digest(&text).0.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
@@ -246,7 +295,9 @@ fn read_text(text: &str, file: &str, env: &env::Env<'_>) -> Result<Config, Probl
         raw = Some(raw::Raw::of(&root));
     }
     match value.map(serde_json::from_value::<types::Document>).zip(raw) {
-        Some((Ok(document), raw)) if problems.is_empty() => Ok(Config { document, raw }),
+        Some((Ok(document), raw)) if problems.is_empty() => {
+            Ok(Config { document, raw, artifacts: BTreeMap::new(), registered: BTreeSet::new() })
+        }
         // The error's text may hold values from the environment; that there is one at all is our mistake.
         _ if problems.is_empty() => {
             let message = "the check let something through that can't be used".to_owned();
@@ -274,6 +325,31 @@ pub fn problem_at(path: &Path, key: &str, message: String, hint: Option<&str>) -
 /// The table that a configuration and the run-time changes to it describe, as its `revision`.
 pub fn compile(config: &Config, intent: &Intent, revision: u64) -> TableSpec {
     compile::table(&intent.merged(&config.document), revision)
+}
+
+/// Where to fetch something: the target of an HTTP URL and its path with the query; `${NAME}` is filled in from the
+/// environment of this process.
+///
+/// # Errors
+///
+/// What is wrong with it, without what the environment filled in.
+pub fn fetch_url(text: &str) -> Result<(Target, String), String> {
+    let filled = match env::expand(text, &|name| std::env::var(name).ok()) {
+        Ok(env::Expansion::AsWritten) => text.to_owned(),
+        Ok(env::Expansion::Unescaped(filled) | env::Expansion::Filled(filled)) => filled,
+        Err(faults) => {
+            let unset = faults.into_iter().find_map(|fault| match fault {
+                env::Fault::Unset(name) => Some(format!("environment variable `{name}` is not set")),
+                _ => None,
+            });
+            return Err(unset.unwrap_or_else(|| format!("`{text}` has a `${{…}}` that can't be filled in")));
+        }
+    };
+    let url = <units::NotifyUrl as units::Unit>::parse(&filled);
+    let url = url.map_err(|complaint| {
+        format!("`{text}` {}; expected one such as `https://models.example/v2.gguf`", complaint.what)
+    })?;
+    Ok((url.target, url.path))
 }
 
 /// What a key or token is recognised by.

@@ -35,6 +35,15 @@ impl Raw {
         self
     }
 
+    /// Adds a version to the service at `index`.
+    pub(crate) fn push_version(&mut self, index: usize, definition: Value) {
+        let service = Arc::make_mut(&mut self.0)["services"].get_mut(index);
+        let versions = service.and_then(|service| service.get_mut("versions")?.as_array_mut());
+        if let Some(versions) = versions {
+            versions.push(definition);
+        }
+    }
+
     /// In the form of a file.
     pub(crate) fn text(&self) -> String {
         self.0.to_string()
@@ -77,12 +86,12 @@ fn hide(value: &mut Value, of: &Value, schema: &Schema) {
 }
 
 /// `${NAME}` and nothing else.
-fn is_reference(text: &str) -> bool {
+pub(crate) fn is_reference(text: &str) -> bool {
     let name = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
     name.is_some_and(|name| !name.contains(['$', ':', '{', '}']))
 }
 
-fn written(node: &Node) -> Value {
+pub(crate) fn written(node: &Node) -> Value {
     match &node.content {
         Content::List(items) => items.iter().map(|item| written(item)).collect(),
         Content::Map(entries) => {

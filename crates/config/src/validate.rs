@@ -15,6 +15,7 @@ use backstop_core::table::{Scheme, Target};
 use crate::http::HttpUrl;
 use crate::node::Node;
 use crate::problem::{Problem, alternatives, nearest};
+use crate::source::join;
 use crate::types::Admin;
 use crate::units::{Listen, Percent, Unit};
 
@@ -51,6 +52,11 @@ pub(crate) fn validate(root: &Node, file: &str, problems: &mut Vec<Problem>) {
 /// The same for an endpoint that stands alone.
 pub(crate) fn validate_endpoint(endpoint: &Node, file: &str, problems: &mut Vec<Problem>) {
     Validator { file, problems }.endpoint(endpoint, "");
+}
+
+/// The same for a version that stands alone.
+pub(crate) fn validate_version(version: &Node, file: &str, problems: &mut Vec<Problem>) {
+    Validator { file, problems }.version(version, "");
 }
 
 struct Validator<'a> {
@@ -282,19 +288,24 @@ impl Validator<'_> {
             if let Some(name) = version.get("name") {
                 self.unique(&mut names, name, format!("{path}.name"), "another version is called");
             }
-            self.request(version, &path);
-            let mut targets: Seen<Target> = HashMap::new();
-            for (index, endpoint) in items(version, "endpoints").iter().enumerate() {
-                let Some((url, Ok(HttpUrl(mut target)))) =
-                    text_of(endpoint, "url").map(|(node, text)| (node, HttpUrl::parse(text)))
-                else {
-                    continue;
-                };
-                target.host.make_ascii_lowercase();
-                let path = format!("{path}.endpoints[{index}]");
-                self.first(&mut targets, target, url, format!("{path}.url"), "another endpoint is at");
-                self.endpoint(endpoint, &path);
-            }
+            self.version(version, &path);
+        }
+    }
+
+    /// What it changes in requests, and its endpoints, which are not at the same place.
+    fn version(&mut self, version: &Node, path: &str) {
+        self.request(version, path);
+        let mut targets: Seen<Target> = HashMap::new();
+        for (index, endpoint) in items(version, "endpoints").iter().enumerate() {
+            let Some((url, Ok(HttpUrl(mut target)))) =
+                text_of(endpoint, "url").map(|(node, text)| (node, HttpUrl::parse(text)))
+            else {
+                continue;
+            };
+            target.host.make_ascii_lowercase();
+            let path = join(path, &format!("endpoints[{index}]"));
+            self.first(&mut targets, target, url, format!("{path}.url"), "another endpoint is at");
+            self.endpoint(endpoint, &path);
         }
     }
 
@@ -309,7 +320,7 @@ impl Validator<'_> {
             && target.scheme == Scheme::Http
         {
             let message = format!("`{}` has no certificate to check", url.shown());
-            let problem = Problem::new(self.file, tls.at, format!("{path}.tls"), message);
+            let problem = Problem::new(self.file, tls.at, join(path, "tls"), message);
             self.problems.push(problem.expected("a URL that begins with `https://`, or no `tls`"));
         }
     }

@@ -2,6 +2,7 @@
 
 mod account;
 mod restore;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use crate::stored::{Both, BothFile, IntentFile, Stored};
 use crate::{DataPlane, crash};
 use account::Followed;
 pub(crate) use restore::Restoring;
+pub(crate) use versions::VersionChange;
 
 /// Texts of clients in events are cut at this length: a thousand events are kept.
 const LONGEST_TEXT: usize = 500;
@@ -31,7 +33,7 @@ const LONGEST_TEXT: usize = 500;
 /// What is served now.
 #[derive(Debug)]
 pub(crate) struct Current {
-    /// The file, with what was restored in its place.
+    /// The file, with what was restored in its place and the versions that were registered.
     pub(crate) config: Config,
     /// The file alone.
     pub(crate) file: Config,
@@ -117,6 +119,7 @@ impl Control {
                 "a run-time change waits: the configuration has no such endpoint"
             );
         }
+        versions::tell_waiting(&intent, &config);
         let current = Current {
             config,
             file: file.clone(),
@@ -211,6 +214,7 @@ impl Control {
             })?;
         self.account_for_file(&current, actor, &followed);
         info!(%actor, revision = current.revision, "configuration reloaded");
+        versions::tell_waiting(&current.intent, &current.config);
         if !current.needs_restart.is_empty() {
             let keys = current.needs_restart.join(", ");
             warn!(keys, "these keys change only with a restart; the rest is applied");
@@ -243,10 +247,12 @@ impl Control {
         }
         deed.subject = format!("{} of {}/{}", place.url, place.service, place.version);
         let entry = account::of_endpoint(&deed, &place, &intent, before.revision + 1);
-        let current = self.keep_and_apply(&before, intent, &deed, Some(entry)).map_err(|refusal| {
-            self.account_for_refused(&place.service, "endpoint", &deed, &refusal);
-            self.refuse(&deed, refusal)
-        })?;
+        let current = self
+            .keep_and_apply(&before, (intent, before.config.clone()), &deed, Some(entry))
+            .map_err(|refusal| {
+                self.account_for_refused(&place.service, "endpoint", &deed, &refusal);
+                self.refuse(&deed, refusal)
+            })?;
         Ok(Changed { revision: current.revision, place, changed: true })
     }
 
@@ -523,7 +529,7 @@ impl Control {
     fn keep_and_apply(
         &self,
         before: &Current,
-        intent: Intent,
+        (intent, in_force): (Intent, Config),
         deed: &Deed<'_>,
         entry: Option<HistoryEntry>,
     ) -> Result<Arc<Current>, Refusal> {
@@ -535,7 +541,7 @@ impl Control {
         entry.into_iter().for_each(|entry| self.ledger().note(entry));
         let kept = self.stored.write(&self.to_store(before.revision + 1, intent.clone())).map_err(not_kept);
         let was_kept = kept.is_ok();
-        let next = Next { intent, ..Next::like(before) };
+        let next = Next { intent, in_force, ..Next::like(before) };
         kept.and_then(|()| self.apply(before.revision, next, deed)).inspect_err(|_| {
             *self.ledger() = ledger;
             // As it was, or the next start would find what could not be served.
@@ -628,7 +634,7 @@ impl Control {
 struct Next {
     /// The file alone.
     config: Config,
-    /// With what was restored in its place.
+    /// With what was restored in its place, and with the versions that were registered.
     in_force: Config,
     loaded_at: u64,
     intent: Intent,
@@ -665,7 +671,7 @@ pub(crate) struct Deed<'a> {
     pub(crate) subject: String,
 }
 
-/// The file with what was restored in its place.
+/// The file with what was restored in its place, and with the versions that were registered.
 fn in_force(path: &Path, file: &Config, intent: &Intent) -> Result<Config, Refusal> {
     let name = path.display().to_string();
     intent.in_force(file, &name, &|name| std::env::var(name).ok()).map_err(|problems| Refusal::Config {

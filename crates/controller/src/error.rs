@@ -134,6 +134,7 @@ impl From<Failure> for ApiError {
         let message = failure.to_string();
         let (status, code, hint) = match failure {
             Failure::Refused(refusal) => return refusal.into(),
+            Failure::Version(failure) => return failure.into(),
             Failure::UnknownService(_) => (StatusCode::NOT_FOUND, "unknown_service", ""),
             Failure::UnknownVersion { .. } => (StatusCode::NOT_FOUND, "unknown_version", ""),
             Failure::UnknownRelease { .. } => (
@@ -252,6 +253,22 @@ fn of_intent(error: IntentError) -> ApiError {
                 .problems(problems);
         }
         IntentError::TooMany => (StatusCode::CONFLICT, "too_many_changes", ""),
+        IntentError::InFile { .. } => (
+            StatusCode::CONFLICT,
+            "defined_in_file",
+            "change it there, or register this under another name; artifacts, labels and a description can be added to it",
+        ),
+        IntentError::VersionExists { .. } => {
+            (StatusCode::CONFLICT, "version_exists", "what was registered stays as it is; take another name")
+        }
+        IntentError::InvalidVersion(problems) => {
+            let message = "the version's definition is not valid";
+            return ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_version", message)
+                .problems(problems);
+        }
+        IntentError::TooManyVersions => {
+            (StatusCode::CONFLICT, "too_many_versions", "`backstop version prune` takes some away")
+        }
     };
     let error = ApiError::new(status, code, message);
     if hint.is_empty() { error } else { error.hint(hint) }

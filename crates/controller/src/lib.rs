@@ -16,6 +16,7 @@ mod ledger;
 mod notify;
 mod prometheus;
 mod record;
+mod registry;
 mod releases;
 mod reserve;
 mod routes;

@@ -211,7 +211,7 @@ impl Admin {
         let mut told = error.message;
         for mut problem in error.problems {
             // A place in the text that we have sent tells nobody anything.
-            if error.code == "invalid_endpoint" {
+            if error.code == "invalid_endpoint" || problem.file.is_empty() {
                 problem.file.clear();
             }
             told += &format!("\n{problem}");

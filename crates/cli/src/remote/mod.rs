@@ -8,6 +8,7 @@ pub(crate) mod failback;
 pub(crate) mod release;
 pub(crate) mod reload;
 pub(crate) mod snapshot;
+pub(crate) mod version;
 
 mod client;
 mod definition;

@@ -34,3 +34,4 @@ mod store;
 mod tiers;
 mod tls;
 mod upgrade;
+mod version;

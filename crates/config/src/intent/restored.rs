@@ -55,20 +55,22 @@ impl Intent {
         &self.restored
     }
 
-    /// The configuration that is in force: `file` with what was restored in its place. `name` is what problems call it.
+    /// The configuration that is in force: `file` with what was restored in its place, and with the versions that were
+    /// registered. `name` is what problems call it.
     ///
     /// # Errors
     ///
     /// What is wrong with it, all of it: a snapshot may be of an older Backstop, or of another environment.
     pub fn in_force(&self, file: &Config, name: &str, env: &Env<'_>) -> Result<Config, Problems> {
         if self.restored.is_empty() {
-            return Ok(file.clone());
+            return Ok(file.clone().with_versions(self));
         }
         let with = |raw: Raw, it: &Restored| raw.with_service(&it.service, it.definition.0.clone());
         let raw = self.restored.iter().fold(file.raw.clone(), with);
         let snapshots: Vec<&str> = self.restored.iter().map(|it| it.snapshot.as_str()).collect();
         let name = format!("{name} with snapshot {}", snapshots.join(" and "));
-        read_text(&raw.text(), &name, env).map_err(Problems::without_places)
+        let config = read_text(&raw.text(), &name, env).map_err(Problems::without_places)?;
+        Ok(config.with_versions(self))
     }
 
     /// Gives up what was restored of services of which `file` says something else since. Gives what that was.

@@ -9,6 +9,7 @@ mod release;
 mod restored;
 mod targeting;
 mod values;
+mod version;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 use super::{Validator, items};
 use crate::node::Node;
 use crate::problem::{Problem, alternatives, nearest};
+use crate::source::join;
 
 impl Validator<'_> {
     /// A rule asks for something, and for groups and keys that there are.
@@ -69,7 +70,7 @@ impl Validator<'_> {
             return;
         };
         let message = "`max_tokens` and `max_completion_tokens` are the same parameter".to_owned();
-        let path = format!("{path}.request.params.max_completion_tokens");
+        let path = join(path, "request.params.max_completion_tokens");
         let problem = Problem::new(self.file, node.at, path, message).value(node.shown());
         self.problems.push(problem.expected("one of them"));
     }

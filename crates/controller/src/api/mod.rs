@@ -7,6 +7,7 @@ mod events;
 mod releases;
 mod services;
 mod snapshots;
+mod versions;
 
 use std::sync::{Arc, OnceLock};
 
@@ -95,6 +96,10 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(snapshots::list, snapshots::save))
         .routes(routes!(snapshots::show, snapshots::delete))
         .routes(routes!(snapshots::restore))
+        .routes(routes!(versions::list, versions::add, versions::prune))
+        .routes(routes!(versions::show))
+        .routes(routes!(versions::verify))
+        .routes(routes!(versions::mark))
         .routes(routes!(events::follow))
         .routes(routes!(config::show))
         .routes(routes!(config::reload))

@@ -47,21 +47,31 @@ impl Client {
         target: &Target,
         request: Request<Full<Bytes>>,
     ) -> Result<(Parts, Bytes), String> {
+        exchange(self.connect(target).await?, request).await
+    }
+
+    /// A connection of its own.
+    pub(crate) async fn connect(&self, target: &Target) -> Result<Box<dyn Connection>, String> {
         let address = (target.host.as_str(), target.port);
         let stream =
             TcpStream::connect(address).await.map_err(|error| format!("can't be reached: {error}"))?;
         if target.scheme == Scheme::Http {
-            return exchange(stream, request).await;
+            return Ok(Box::new(stream));
         }
         let name = ServerName::try_from(target.host.clone());
         let name = name.map_err(|_| "no certificate can be for such a name".to_owned())?;
         let connected = self.tls.connect(name, stream).await;
-        exchange(connected.map_err(|error: io::Error| format!("TLS: {error}"))?, request).await
+        Ok(Box::new(connected.map_err(|error: io::Error| format!("TLS: {error}"))?))
     }
 }
 
+/// With TLS or without.
+pub(crate) trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
+
 async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    stream: Box<dyn Connection>,
     request: Request<Full<Bytes>>,
 ) -> Result<(Parts, Bytes), String> {
     let failed = |error: hyper::Error| format!("no answer: {error}");

@@ -42,6 +42,8 @@ pub(crate) enum Failure {
     Store(#[from] CommitError),
     #[error(transparent)]
     Refused(Refusal),
+    #[error(transparent)]
+    Version(#[from] crate::registry::Failure),
 }
 
 /// A Backstop goes by its state directory.

@@ -14,7 +14,7 @@ use super::{COMMIT_TIMEOUT, Failure, Kept, Releases, Running, key, lock, unanswe
 use crate::control::unix_millis;
 
 /// Only its holder decides about releases.
-pub(super) const LEASE: &str = "releases";
+pub(crate) const LEASE: &str = "releases";
 /// How long nobody else decides after a Backstop has died; the same one goes on at once.
 const LEASE_LASTS: Duration = Duration::from_secs(15);
 

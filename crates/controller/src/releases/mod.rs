@@ -29,9 +29,11 @@ use tracing::warn;
 
 use crate::change::Actor;
 use crate::control::{Control, unix_millis};
+use crate::registry::{Epoch, Registry};
 pub(crate) use act::send_back;
 pub(crate) use failure::Failure;
 pub(crate) use kept::Kept;
+pub(crate) use lead::LEASE;
 pub(crate) use report::{chart, markdown};
 pub(crate) use start::{Return, Wanted};
 pub(crate) use view::{ReleaseView, Summary};
@@ -51,8 +53,9 @@ pub struct Releases {
     store: Store,
     /// By which the lease is recognised as ours, after a restart too.
     holder: String,
-    /// Of the lease; `None` = somebody else has it.
-    epoch: Mutex<Option<u64>>,
+    epoch: Epoch,
+    /// What there is to release.
+    registry: Arc<Registry>,
     /// Who has it then, as far as is known.
     leader: Mutex<Option<String>>,
     /// The last release of each service.
@@ -97,11 +100,14 @@ impl Releases {
     /// They can't be read.
     pub async fn open(control: Arc<Control>, store: Store) -> Result<Arc<Self>, StoreError> {
         let state_dir = control.current().config.state_dir().to_owned();
+        let epoch = Epoch::default();
+        let registry = Registry::new(Arc::clone(&control), store.clone(), Arc::clone(&epoch));
         let releases = Self {
             holder: std::path::absolute(&state_dir).unwrap_or(state_dir).display().to_string(),
             control,
             store,
-            epoch: Mutex::default(),
+            epoch,
+            registry,
             leader: Mutex::default(),
             services: tokio::sync::Mutex::default(),
             unreadable: Mutex::default(),
@@ -113,12 +119,22 @@ impl Releases {
         Ok(Arc::new(releases))
     }
 
-    /// Looks after the releases for ever.
+    /// The versions that there are to release.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Looks after the releases, and the versions that there are to release, for ever.
     ///
     /// # Cancel safety
     ///
     /// It can end anywhere, as the process can.
     pub async fn run(self: Arc<Self>) {
+        let registry = Arc::clone(&self.registry);
+        tokio::join!(self.look_after(), registry.run());
+    }
+
+    async fn look_after(self: Arc<Self>) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut before = ticks.tick().await;

@@ -49,8 +49,13 @@ impl Releases {
         // What has to be asked is asked before anybody has to wait for it.
         let Begin { settings, route, .. } = self.may_begin(&wanted)?;
         self.can_be_measured(&settings, &wanted.service, (&route.stable, &wanted.to)).await?;
+        self.registry.may_release(&wanted.service, &wanted.to).await?;
         let this = Arc::clone(self);
-        let begun = to_its_end(async move { this.begin(&actor, &wanted).await }).await;
+        let begun = to_its_end(async move {
+            let _all_stay = this.registry.standstill().await;
+            this.begin(&actor, &wanted).await
+        });
+        let begun = begun.await;
         self.measures.wake();
         begun
     }

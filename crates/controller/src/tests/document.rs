@@ -20,7 +20,7 @@ async fn what_is_documented_is_there_and_nothing_else() {
     let (_, router) = world.router();
     for (path, operations) in paths() {
         let real = path.replace("{service}", "chat").replace("{name}", "a%2Fb");
-        let real = real.replace("{action}", "pause").replace("{id}", "2026");
+        let real = real.replace("{action}", "pause").replace("{id}", "2026").replace("{version}", "v1");
         assert!(!real.contains('{'), "{path}");
         for method in METHODS {
             let headers = ["content-type: application/json"];
