@@ -19,6 +19,12 @@ pub(crate) trait Backend: Send {
     /// What is below `key`, in its order, without `key` itself.
     fn list(&mut self, key: &Key) -> Result<Listed, StoreError>;
 
+    /// The last so many of what is below `key`, the last one first.
+    fn last(&mut self, key: &Key, limit: usize) -> Result<Vec<(Key, Value)>, StoreError>;
+
+    /// The keys below `key`, in their order.
+    fn keys(&mut self, key: &Key) -> Result<Vec<Key>, StoreError>;
+
     /// What has changed after a revision, in the order of the last change.
     fn changes(&mut self, after: Revision) -> Result<Changes, StoreError>;
 

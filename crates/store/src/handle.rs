@@ -130,6 +130,26 @@ impl Store {
         self.ask(self.call_timeout, move |backend| backend.list(&key)).await
     }
 
+    /// The last `limit` entries below `key`, the last one first.
+    ///
+    /// # Errors
+    ///
+    /// They can't be read.
+    pub async fn last(&self, key: &Key, limit: usize) -> Result<Vec<(Key, Value)>, StoreError> {
+        let key = key.clone();
+        self.ask(self.call_timeout, move |backend| backend.last(&key, limit)).await
+    }
+
+    /// The keys below `key`, in their order.
+    ///
+    /// # Errors
+    ///
+    /// They can't be read.
+    pub async fn keys(&self, key: &Key) -> Result<Vec<Key>, StoreError> {
+        let key = key.clone();
+        self.ask(self.call_timeout, move |backend| backend.keys(&key)).await
+    }
+
     /// Tells which keys change after `from`, also if other processes change them.
     pub fn watch(&self, from: Revision) -> Watch {
         Watch::new(self.clone(), self.changed.subscribe(), from)

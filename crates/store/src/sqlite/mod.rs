@@ -71,6 +71,14 @@ impl Backend for Sqlite {
         self.told(listed)
     }
 
+    fn last(&mut self, key: &Key, limit: usize) -> Result<Vec<(Key, Value)>, StoreError> {
+        self.told(read::last(&self.connection, key, limit))
+    }
+
+    fn keys(&mut self, key: &Key) -> Result<Vec<Key>, StoreError> {
+        self.told(read::keys(&self.connection, key))
+    }
+
     fn changes(&mut self, after: Revision) -> Result<Changes, StoreError> {
         let changes = read::changes(&mut self.connection, after);
         self.told(changes)

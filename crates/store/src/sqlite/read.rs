@@ -27,8 +27,7 @@ pub(crate) fn get(connection: &Connection, key: &Key) -> Result<Option<Value>, F
 
 pub(crate) fn list(connection: &mut Connection, key: &Key) -> Result<Listed, Fault> {
     let transaction = connection.transaction()?;
-    // Keys are visible ASCII, and the byte after `/` is `0`.
-    let (first, end) = (format!("{}/", key.stored()), format!("{}0", key.stored()));
+    let (first, end) = below(key);
     let sql = "SELECT key, value, revision FROM entry
                WHERE key >= ?1 AND key < ?2 AND value IS NOT NULL ORDER BY key";
     let mut statement = transaction.prepare(sql)?;
@@ -38,6 +37,32 @@ pub(crate) fn list(connection: &mut Connection, key: &Key) -> Result<Listed, Fau
     })?;
     let entries = rows.collect::<Result<_, _>>()?;
     Ok(Listed { revision: revision(&transaction)?, entries })
+}
+
+/// Keys are visible ASCII, and the byte after `/` is `0`.
+fn below(key: &Key) -> (String, String) {
+    (format!("{}/", key.stored()), format!("{}0", key.stored()))
+}
+
+pub(crate) fn last(connection: &Connection, key: &Key, limit: usize) -> Result<Vec<(Key, Value)>, Fault> {
+    let (first, end) = below(key);
+    let sql = "SELECT key, value, revision FROM entry
+               WHERE key >= ?1 AND key < ?2 AND value IS NOT NULL ORDER BY key DESC LIMIT ?3";
+    let mut statement = connection.prepare(sql)?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = statement.query_map(rusqlite::params![first, end, limit], |row| {
+        let value = Value { value: row.get(1)?, revision: Revision(unsigned(row.get(2)?)) };
+        Ok((Key::of_stored(row.get(0)?), value))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+pub(crate) fn keys(connection: &Connection, key: &Key) -> Result<Vec<Key>, Fault> {
+    let (first, end) = below(key);
+    let sql = "SELECT key FROM entry WHERE key >= ?1 AND key < ?2 AND value IS NOT NULL ORDER BY key";
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement.query_map([first, end], |row| Ok(Key::of_stored(row.get(0)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 pub(crate) fn changes(connection: &mut Connection, after: Revision) -> Result<Changes, Fault> {

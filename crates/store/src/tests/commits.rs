@@ -67,6 +67,23 @@ async fn lists_what_is_below_a_key() {
 }
 
 #[tokio::test]
+async fn the_last_ones_below_a_key_are_read_without_the_others() {
+    let store = Store::in_memory().await.unwrap();
+    let entry =
+        |id: &str| Op::Put { key: Key::new(&["ended", "chat", id]).unwrap(), value: id.as_bytes().to_vec() };
+    let other = Op::Put { key: Key::new(&["ended", "chat2", "9"]).unwrap(), value: b"x".to_vec() };
+    let gone = Op::Delete { key: Key::new(&["ended", "chat", "4"]).unwrap() };
+    let ops = vec![entry("1"), entry("3"), entry("2"), entry("4"), other, gone];
+    store.commit(Commit { ops, ..Commit::default() }).await.unwrap();
+    let below = Key::new(&["ended", "chat"]).unwrap();
+    let last = store.last(&below, 2).await.unwrap();
+    let last: Vec<_> = last.iter().map(|(_, value)| value.value.as_slice()).collect();
+    assert_eq!(last, [b"3", b"2"]);
+    let ids = |keys: Vec<Key>| keys.iter().filter_map(|key| key.parts().pop()).collect::<Vec<_>>();
+    assert_eq!(ids(store.keys(&below).await.unwrap()), ["1", "2", "3"]);
+}
+
+#[tokio::test]
 async fn an_effect_stays_until_it_is_finished() {
     let store = Store::in_memory().await.unwrap();
     let revision = commit(&store, vec![effect("late", 200), effect("first", 0), effect("second", 0)]).await;

@@ -31,6 +31,12 @@ impl Backend for Slow {
     fn list(&mut self, _: &Key) -> Result<Listed, StoreError> {
         unreachable!()
     }
+    fn last(&mut self, _: &Key, _: usize) -> Result<Vec<(Key, Value)>, StoreError> {
+        unreachable!()
+    }
+    fn keys(&mut self, _: &Key) -> Result<Vec<Key>, StoreError> {
+        unreachable!()
+    }
     fn changes(&mut self, _: Revision) -> Result<Changes, StoreError> {
         unreachable!()
     }
