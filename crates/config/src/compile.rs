@@ -144,6 +144,7 @@ fn version(version: &types::Version) -> VersionSpec {
         endpoints: version.endpoints.iter().map(endpoint).collect(),
         request: shape(&version.request),
         price: version.price.map(|price| PriceSpec { input: price.input, output: price.output }),
+        twin_of: None,
     }
 }
 
@@ -175,6 +176,7 @@ fn endpoint(endpoint: &types::Endpoint) -> EndpointSpec {
             types::Addresses::Each => Addresses::Each,
         },
         duty: endpoint.duty,
+        ordered_by: None,
         api_key: endpoint.api_key.as_ref().map(|key| key.0.clone()),
     }
 }

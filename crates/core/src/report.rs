@@ -4,6 +4,8 @@
 //! harm. Each arm is charged with what the *first attempt* of a request brought (intention to treat): retries, fallbacks and
 //! resumes would hide a bad canary. Requests that a rule has sent somewhere are not in here.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// The most bad units that a gateway keeps apart for one metric, arm and step.
@@ -60,6 +62,18 @@ pub struct ArmReport {
     /// Those under way whose first attempt has brought nothing for longer than
     /// [`TrialSpec::patience`](crate::table::TrialSpec::patience): they may fail yet.
     pub silent: u64,
+    /// Those under way whose first attempt has not come to an end, whichever.
+    #[serde(default)]
+    pub running: u64,
+    /// Of all that were assigned, those whose clients got no whole answer, whatever was tried.
+    #[serde(default)]
+    pub failed: u64,
+    /// How long ago the last request was assigned; `None` if there was none.
+    #[serde(default)]
+    pub last_assigned: Option<Duration>,
+    /// How long ago the last first attempt came to an end, whichever.
+    #[serde(default)]
+    pub last_ended: Option<Duration>,
     /// Distinct units in a sample that is taken alike from both arms by the units' hashes.
     pub units: u64,
     pub bad: Vec<BadCount>,
@@ -101,6 +115,16 @@ pub enum BadEvent {
     /// It took longer than this one of [`TrialSpec::limits`](crate::table::TrialSpec::limits), by index. Counts when the time has
     /// passed, not when the answer has come.
     Slow(u8),
+}
+
+/// What came of the last drill of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DrillResult {
+    pub passed: bool,
+    /// From the decision until nothing more was assigned to the version that was left, in seconds, if it came to that.
+    pub recovery: Option<f64>,
+    /// When it ended, in milliseconds since the Unix epoch.
+    pub at: u64,
 }
 
 /// Enough to tell mean and variance.

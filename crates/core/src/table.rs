@@ -167,12 +167,15 @@ pub struct VersionSpec {
     pub request: ShapeSpec,
     /// What its tokens cost.
     pub price: Option<PriceSpec>,
+    /// It is another name for this version's endpoints: what is observed of them (health, load, breaker) is one for both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twin_of: Option<String>,
 }
 
 impl VersionSpec {
     /// A version with nothing special about it.
     pub fn new(name: &str, endpoints: Vec<EndpointSpec>) -> Self {
-        Self { name: name.to_owned(), endpoints, request: ShapeSpec::default(), price: None }
+        Self { name: name.to_owned(), endpoints, request: ShapeSpec::default(), price: None, twin_of: None }
     }
 }
 
@@ -210,6 +213,9 @@ pub struct EndpointSpec {
     pub tls: TlsSpec,
     pub addresses: Addresses,
     pub duty: Duty,
+    /// Who wants that duty, such as `release r1`; `None` = an operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered_by: Option<String>,
     /// Bearer token for the upstream. Never logged or shown.
     #[serde(skip_serializing, default)]
     pub api_key: Option<String>,
@@ -277,6 +283,7 @@ impl EndpointSpec {
             tls: TlsSpec::default(),
             addresses: Addresses::One,
             duty: Duty::Active,
+            ordered_by: None,
             api_key: None,
         }
     }
@@ -295,6 +302,7 @@ impl fmt::Debug for EndpointSpec {
             .field("tls", &self.tls)
             .field("addresses", &self.addresses)
             .field("duty", &self.duty)
+            .field("ordered_by", &self.ordered_by)
             .field("api_key", &self.api_key.as_ref().map(|_| "***"))
             .finish()
     }

@@ -217,13 +217,16 @@ impl Endpoint {
         self.publish(&health, change);
     }
 
-    /// Does what an operator wants of it.
+    /// Does what an operator, or what its settings name, wants of it.
     pub(crate) fn obey(&self, duty: Duty) {
-        self.order(match duty {
-            Duty::Active => None,
-            Duty::Draining => Some((State::Draining, "drained by an operator")),
-            Duty::Isolated => Some((State::Isolated, "isolated by an operator")),
-        });
+        let settings = self.settings.load();
+        let by = settings.spec.ordered_by.as_deref().unwrap_or("an operator");
+        let (state, what) = match duty {
+            Duty::Active => return self.order(None),
+            Duty::Draining => (State::Draining, "drained"),
+            Duty::Isolated => (State::Isolated, "isolated"),
+        };
+        self.order(Some((state, &format!("{what} by {by}"))));
     }
 
     /// Stops new work for good: the endpoint has left the table.

@@ -54,7 +54,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use backstop_core::event::{Event, What};
-use backstop_core::report::{Latencies, TrialReport};
+use backstop_core::report::{DrillResult, Latencies, TrialReport};
 use backstop_core::standby::Away;
 use backstop_core::status::{DependencyState, Status};
 use backstop_core::table::TableSpec;
@@ -387,6 +387,14 @@ impl Gateway {
         let table = self.shared.table.load();
         let version = table.services.get(service)?.version(version)?;
         Some(version.metrics.recent.latencies(clock::now()))
+    }
+
+    /// What came of the last drill of a service, for its metrics.
+    pub fn drilled(&self, service: &str, result: DrillResult) {
+        let table = self.shared.table.load();
+        if let Some(service) = table.services.get(service) {
+            *service.metrics.drill.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        }
     }
 
     /// The kept events after the one with `id`; at most 1,024 are kept.

@@ -22,7 +22,7 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
         let table = shared.table.load_full();
         let mut seen = HashMap::with_capacity(due.len());
         for service in table.services.values() {
-            for version in &service.versions {
+            for version in service.real_versions() {
                 let key = (Arc::clone(&service.name), Arc::clone(&version.name));
                 let mut at = due.get(&key).copied().unwrap_or(now + service.outlier.interval);
                 if now >= at {

@@ -23,7 +23,7 @@ use crate::request::detached;
 use crate::resume::Rest;
 use crate::shadow::Answer;
 use crate::table::{Service, Version};
-use crate::trial::Subject;
+use crate::trial::{Epoch, Side, Subject};
 use crate::{Shared, clock};
 use backstop_openai::Usage;
 use backstop_openai::resume::Hindrance;
@@ -92,6 +92,8 @@ pub(crate) struct Record {
     tried: Option<Instant>,
     /// Until that has ended, if the request is evidence for or against a release.
     subject: Option<Box<Subject>>,
+    /// Where it counts if its client gets no whole answer.
+    arm: Option<(Arc<Epoch>, Side)>,
     /// Who compares the whole answer with another one.
     comparing: Option<oneshot::Sender<Answer>>,
     status: u16,
@@ -131,6 +133,7 @@ impl Record {
             first_token: None,
             tried: None,
             subject: None,
+            arm: None,
             comparing: None,
             status: 499,
             code: None,
@@ -338,6 +341,9 @@ impl Drop for Record {
             (Ended::Refused, _, Some(code)) => self.refusals.count(code),
             (ended, Some(metrics), code) => metrics.ended(ended, duration, code),
             _ => {}
+        }
+        if let (Ended::Failed | Ended::Cut, Some((epoch, side))) = (self.ended, &self.arm) {
+            epoch.failed(*side);
         }
         if self.ended == Ended::Answered && self.failed_over {
             self.totals.failovers.fetch_add(1, Relaxed);

@@ -144,7 +144,7 @@ pub(crate) fn fail_back(table: &Table, events: &Events, service: &str) -> Result
 
 /// All tiers of a service that have others after them, each with its place among those of its version.
 fn switches(service: &Service) -> impl Iterator<Item = (&Arc<Version>, usize, &Tier, &TierSwitch)> {
-    service.versions.iter().flat_map(|version| {
+    service.real_versions().flat_map(|version| {
         let tiers = version.tiers.iter().enumerate();
         tiers.filter_map(move |(index, tier)| Some((version, index, tier, tier.switch.as_deref()?)))
     })

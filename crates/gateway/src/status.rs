@@ -18,7 +18,7 @@ pub(crate) fn of(shared: &Shared) -> Status {
 }
 
 fn of_service(service: &Arc<Service>, now: Instant) -> ServiceStatus {
-    let versions = service.versions.iter().map(|version| VersionStatus {
+    let versions = service.real_versions().map(|version| VersionStatus {
         name: version.name.to_string(),
         tiers: standby::status(version, now),
         endpoints: version.targets.iter().map(|target| of_target(target, now)).collect(),

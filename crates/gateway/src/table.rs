@@ -70,6 +70,8 @@ pub(crate) struct Service {
 
 pub(crate) struct Version {
     pub(crate) name: Arc<str>,
+    /// Its endpoints are those of another version of the service, which looks after them.
+    pub(crate) is_twin: bool,
     /// For `x-backstop-version`.
     pub(crate) header: HeaderValue,
     /// `stable` or `gray`, as logs and metrics call it.
@@ -200,7 +202,10 @@ impl Table {
     }
 
     pub(crate) fn targets(&self) -> impl Iterator<Item = &Target> {
-        self.services.values().flat_map(|service| &service.versions).flat_map(|version| &version.targets)
+        self.services
+            .values()
+            .flat_map(|service| service.real_versions())
+            .flat_map(|version| &version.targets)
     }
 }
 
@@ -218,6 +223,7 @@ impl Service {
                 let (targets, tiers, names) = targets(spec, version, tier, registry);
                 Arc::new(Version {
                     name: version.name.as_str().into(),
+                    is_twin: version.twin_of.is_some(),
                     header: HeaderValue::from_str(&version.name)
                         .unwrap_or(HeaderValue::from_static("unnamed")),
                     env: if version.name == spec.stable { "stable" } else { "gray" },
@@ -235,6 +241,7 @@ impl Service {
         let empty = || {
             Arc::new(Version {
                 name: spec.stable.as_str().into(),
+                is_twin: false,
                 header: HeaderValue::from_static("none"),
                 env: "stable",
                 targets: Vec::new(),
@@ -311,6 +318,11 @@ impl Service {
         version.unwrap_or(&self.stable)
     }
 
+    /// Each endpoint is in one of them, and only once.
+    pub(crate) fn real_versions(&self) -> impl Iterator<Item = &Arc<Version>> {
+        self.versions.iter().filter(|version| !version.is_twin)
+    }
+
     pub(crate) fn version(&self, name: &str) -> Option<&Arc<Version>> {
         self.versions.iter().find(|version| *version.name == *name)
     }
@@ -327,6 +339,7 @@ fn targets(
     tier: impl Fn(&EndpointSpec) -> Rank,
     registry: &Registry,
 ) -> (Vec<Target>, Vec<Tier>, Vec<Linked>) {
+    let owner = version.twin_of.as_ref().unwrap_or(&version.name);
     let mut ranks: Vec<Rank> = version.endpoints.iter().map(&tier).collect();
     ranks.sort_unstable();
     ranks.dedup();
@@ -340,7 +353,7 @@ fn targets(
     };
     let tier_of = |(place, rank): (usize, &Rank)| {
         let is_last = place + 1 == ranks.len();
-        let switch = (!is_last).then(|| registry.switch(&service.name, &version.name, *rank));
+        let switch = (!is_last).then(|| registry.switch(&service.name, owner, *rank));
         Tier { rank: *rank, name: named(rank), switch }
     };
     let tiers = ranks.iter().enumerate().map(tier_of).collect();
@@ -353,7 +366,7 @@ fn targets(
             if targets.iter().any(|target| *target.endpoint.id.url == *located.url) {
                 continue;
             }
-            let endpoint = registry.endpoint(service, &version.name, spec, located);
+            let endpoint = registry.endpoint(service, owner, spec, located);
             let (weight, priority) = (spec.weight, spec.priority);
             let tier = ranks.iter().position(|rank| *rank == tier(spec)).unwrap_or_default();
             targets.push(Target { endpoint, weight, priority, tier });

@@ -59,7 +59,7 @@ pub(super) fn summary(shared: &Shared) -> Response<ReplyBody> {
         let mut all: Vec<_> = table.services.values().collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         let of = |service: &Service| {
-            let targets = || service.versions.iter().flat_map(|version| &version.targets);
+            let targets = || service.real_versions().flat_map(|version| &version.targets);
             json!({
                 "name": &*service.name,
                 "endpoints": targets().count(),

@@ -137,6 +137,12 @@ metrics! {
         "1 while what is decided about releases can be written down, 0 while it can't (what: store, or routes for `routes.json` in the state directory).";
     RELEASE_SHARE = Gauge "backstop_release_share_ratio" VERSION,
         "Share of the service's requests that a release gives to its new version; only while one is on its way.";
+    DRILL_PASSED = Gauge "backstop_drill_passed" SERVICE,
+        "1 if the last drill of the service passed, 0 if it did not; only of services that had one.";
+    DRILL_RECOVERY = Gauge "backstop_drill_recovery_seconds" SERVICE,
+        "In the last drill: from the decision to go back until nothing more was assigned to the version that was left; only if it came to that.";
+    DRILL_TIME = Gauge "backstop_drill_timestamp_seconds" SERVICE,
+        "When the last drill of the service ended, in seconds since the Unix epoch.";
     SHADOWS = Counter "backstop_shadow_requests_total" &["service", "version", "outcome"],
         "Requests that the version was sent as a shadow (outcome: answered or failed), or was not because it had enough of them (left_out); only of the version that `shadow` names.";
     SHADOW_COMPARED = Counter "backstop_shadow_compared_total" VERSION,
@@ -343,6 +349,9 @@ fn add_versions(page: &mut Page, table: &Table) {
             let tokens = [("input", &metrics.input_tokens), ("output", &metrics.output_tokens)];
             for (direction, count) in tokens {
                 page.add(&TOKENS, &[service_name, version_name, direction], count.load(Relaxed) as f64);
+            }
+            if version.is_twin {
+                continue;
             }
             for tier in version.tiers.iter().filter(|tier| tier.switch.is_some()) {
                 page.add(&TIER_SHARE, &[service_name, version_name, &tier.name], tier.share());

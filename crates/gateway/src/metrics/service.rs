@@ -1,18 +1,24 @@
 //! What is counted by service, before a request comes to a version.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backstop_core::rate::{Owner, Unit};
+use backstop_core::report::DrillResult;
 
 use super::histogram::Histogram;
 use super::page::Page;
-use super::{IN_PLACE, LIMIT, QUEUE, QUEUED, RATE_LIMITED, REJECTED};
+use super::{
+    DRILL_PASSED, DRILL_RECOVERY, DRILL_TIME, IN_PLACE, LIMIT, QUEUE, QUEUED, RATE_LIMITED, REJECTED,
+};
 use crate::table::Service;
 
 /// Counts of one service; they outlive changes of the table that keep it.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceMetrics {
+    /// What came of the last drill.
+    pub(crate) drill: Mutex<Option<DrillResult>>,
     waited: Histogram,
     rejected: [AtomicU64; Rejected::ALL.len()],
     rate_limited: [[AtomicU64; UNITS.len()]; OWNERS.len()],
@@ -72,6 +78,13 @@ pub(super) fn add(page: &mut Page, service: &Service) {
             if count > 0 {
                 page.add(&RATE_LIMITED, &[name, owner, &unit.to_string()], count as f64);
             }
+        }
+    }
+    if let Some(drill) = *metrics.drill.lock().unwrap_or_else(PoisonError::into_inner) {
+        page.add(&DRILL_PASSED, &[name], f64::from(u8::from(drill.passed)));
+        page.add(&DRILL_TIME, &[name], drill.at as f64 / 1e3);
+        if let Some(seconds) = drill.recovery {
+            page.add(&DRILL_RECOVERY, &[name], seconds);
         }
     }
     let Some(gate) = &service.admission else { return };

@@ -18,6 +18,7 @@ use crate::trial::{Subject, Whole};
 impl Record {
     /// The request is evidence for or against a release.
     pub(crate) fn counts(&mut self, subject: Subject) {
+        self.arm = Some(subject.place());
         self.subject = Some(Box::new(subject));
     }
 

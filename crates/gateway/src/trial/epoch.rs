@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backstop_core::assign::BUCKETS;
 use backstop_core::report::{ArmReport, BadCount, BadEvent, EpochReport, MOST_BAD_UNITS, Moments, is_kept};
@@ -9,6 +9,7 @@ use backstop_core::sample::Sample;
 use backstop_core::table::{LatencyLimit, TrialSpec};
 
 use super::lock;
+use crate::clock;
 
 /// The most limits of a trial that are looked at.
 const MOST_LIMITS: usize = 64;
@@ -49,6 +50,11 @@ pub(super) struct Step {
 struct Counts {
     requests: AtomicU64,
     ended: AtomicU64,
+    /// First attempts that are under way, or still to come.
+    running: AtomicU64,
+    failed: AtomicU64,
+    /// When the last was assigned and the last first attempt came to an end, by [`clock::nanos`]; 0 = never.
+    last: [AtomicU64; 2],
     bad: Mutex<BTreeMap<BadEvent, Bad>>,
     means: Mutex<Means>,
 }
@@ -108,7 +114,10 @@ impl Epoch {
 
     /// A request of `unit` is assigned.
     pub(crate) fn assigned(&self, side: Side, unit: u64) {
-        self.of(side).requests.fetch_add(1, Relaxed);
+        let of = self.of(side);
+        of.running.fetch_add(1, Relaxed);
+        of.requests.fetch_add(1, Relaxed);
+        of.last[0].fetch_max(clock::nanos(clock::now()).max(1), Relaxed);
         if unit <= self.bound.load(Relaxed) {
             let mut sample = lock(&self.sample);
             sample.add(side as usize, unit);
@@ -118,6 +127,18 @@ impl Epoch {
 
     pub(super) fn ended(&self, side: Side) {
         self.of(side).ended.fetch_add(1, Relaxed);
+    }
+
+    /// The first attempt is over, whatever has come of it.
+    pub(super) fn left(&self, side: Side, now: Instant) {
+        let of = self.of(side);
+        of.last[1].fetch_max(clock::nanos(now).max(1), Relaxed);
+        of.running.fetch_sub(1, Relaxed);
+    }
+
+    /// A client got no whole answer, whatever was tried.
+    pub(crate) fn failed(&self, side: Side) {
+        self.of(side).failed.fetch_add(1, Relaxed);
     }
 
     pub(super) fn bad(&self, side: Side, event: BadEvent, unit: u64) {
@@ -150,7 +171,7 @@ impl Epoch {
     }
 
     /// `silent` are requests by [`Side`] of which nothing has come for too long.
-    pub(super) fn report(&self, silent: [u64; 2]) -> EpochReport {
+    pub(super) fn report(&self, silent: [u64; 2], now: Instant) -> EpochReport {
         let units = {
             let sample = lock(&self.sample);
             [Side::Stable, Side::Canary].map(|side| sample.len(side as usize) as u64)
@@ -159,14 +180,19 @@ impl Epoch {
             epoch: self.number,
             step: self.step.number,
             share: self.share,
-            stable: ArmReport { silent: silent[0], ..self.of(Side::Stable).report(units[0]) },
-            canary: ArmReport { silent: silent[1], ..self.of(Side::Canary).report(units[1]) },
+            stable: ArmReport { silent: silent[0], ..self.of(Side::Stable).report(units[0], now) },
+            canary: ArmReport { silent: silent[1], ..self.of(Side::Canary).report(units[1], now) },
         }
     }
 }
 
 impl Counts {
-    fn report(&self, units: u64) -> ArmReport {
+    fn report(&self, units: u64, now: Instant) -> ArmReport {
+        let ago = |at: &AtomicU64| {
+            let at = Some(at.load(Relaxed)).filter(|at| *at > 0)?;
+            Some(now.saturating_duration_since(clock::instant(at)))
+        };
+        let [last_assigned, last_ended] = [0, 1].map(|which| ago(&self.last[which]));
         // What has ended was assigned before, so that there are never more of the former.
         let ended = self.ended.load(Relaxed);
         let bad = lock(&self.bad);
@@ -179,7 +205,19 @@ impl Counts {
         let bad = bad.collect();
         let Means { output_tokens, cost } = *lock(&self.means);
         let requests = self.requests.load(Relaxed);
-        ArmReport { requests, ended, silent: 0, units, bad, output_tokens, cost }
+        ArmReport {
+            requests,
+            ended,
+            silent: 0,
+            running: self.running.load(Relaxed),
+            failed: self.failed.load(Relaxed),
+            last_assigned,
+            last_ended,
+            units,
+            bad,
+            output_tokens,
+            cost,
+        }
     }
 }
 

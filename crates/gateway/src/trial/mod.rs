@@ -84,7 +84,7 @@ impl Trial {
             boot: self.boot,
             epochs: epochs
                 .iter()
-                .map(|epoch| epoch.report(silent.get(&epoch.number).copied().unwrap_or_default()))
+                .map(|epoch| epoch.report(silent.get(&epoch.number).copied().unwrap_or_default(), now))
                 .collect(),
         }
     }

@@ -144,6 +144,11 @@ impl Subject {
         self.end(None);
     }
 
+    /// Where it is counted.
+    pub(crate) fn place(&self) -> (Arc<Epoch>, Side) {
+        (Arc::clone(&self.epoch), self.side)
+    }
+
     fn end(self, bad: Option<BadEvent>) {
         if let Some(event) = bad {
             self.epoch.bad(self.side, event, self.unit);
@@ -154,10 +159,12 @@ impl Subject {
 
 impl Drop for Subject {
     fn drop(&mut self) {
+        let now = clock::now();
         if let Some((id, waiting)) = self.waiting.take() {
-            waiting.look(clock::now());
+            waiting.look(now);
             self.trial.end(id);
         }
+        self.epoch.left(self.side, now);
     }
 }
 

@@ -48,6 +48,7 @@ mod targeting;
 mod tiers;
 mod tls;
 mod trial;
+mod twin;
 mod upstream;
 mod upstream_tls;
 mod world;
