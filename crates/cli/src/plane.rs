@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use backstop_controller::DataPlane;
 use backstop_core::event::{Event, What};
-use backstop_core::report::{Latencies, TrialReport};
+use backstop_core::report::{DrillResult, Latencies, TrialReport};
 use backstop_core::status::{DependencyState, Status};
 use backstop_core::table::TableSpec;
 use backstop_gateway::Gateway;
@@ -62,6 +62,10 @@ impl DataPlane for Plane {
 
     fn trial_report(&self, service: &str) -> Option<TrialReport> {
         self.0.trial_report(service)
+    }
+
+    fn drilled(&self, service: &str, result: DrillResult) {
+        self.0.drilled(service, result);
     }
 
     fn latencies(&self, service: &str, version: &str) -> Option<Latencies> {

@@ -42,7 +42,7 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use backstop_core::rollout::Settings;
+use backstop_core::rollout::{Freeze, Settings};
 use backstop_core::table::{Digest, TableSpec, Target};
 use serde_json::Value;
 
@@ -54,6 +54,7 @@ pub use crate::notify::{Form, Recipient, Topic};
 pub use crate::outline::Outline;
 pub use crate::problem::{Problem, Problems};
 pub use crate::prometheus::Prometheus;
+pub use crate::release::DrillSettings;
 pub use crate::units::Store;
 pub use crate::written::Written;
 
@@ -127,6 +128,27 @@ impl Config {
     pub fn release(&self, service: &str) -> Option<Settings> {
         let found = self.document.services.iter().find(|found| found.name.0 == service);
         found.map(release::settings)
+    }
+
+    /// How drills of the service of this name go.
+    pub fn drill(&self, service: &str) -> Option<DrillSettings> {
+        self.document.services.iter().find(|found| found.name.0 == service).map(release::drill)
+    }
+
+    /// When nothing of a service is to change, as the file has it.
+    pub fn freezes(&self, service: &str) -> Vec<Freeze> {
+        let found = self.document.services.iter().find(|found| found.name.0 == service);
+        found.map(release::freezes).unwrap_or_default()
+    }
+
+    /// A share as it is written, such as `5%`, in buckets.
+    ///
+    /// # Errors
+    ///
+    /// What it should be.
+    pub fn buckets(text: &str) -> Result<u32, &'static str> {
+        let share = <units::Percent as units::Unit>::parse(text).map_err(|complaint| complaint.expected)?;
+        Some(release::buckets(share)).filter(|buckets| *buckets > 0).ok_or("at least `0.001%`")
     }
 
     /// What the file calls the stable version of a service: its first one, if it does not say.

@@ -36,6 +36,7 @@ pub enum Topic {
     Failover,
     Release,
     Trigger,
+    Drill,
 }
 
 /// `None` for an entry without a URL, which the check has ruled out.
@@ -70,6 +71,7 @@ fn topic(topic: &types::Topic) -> Topic {
         types::Topic::Failover => Topic::Failover,
         types::Topic::Release => Topic::Release,
         types::Topic::Trigger => Topic::Trigger,
+        types::Topic::Drill => Topic::Drill,
     }
 }
 

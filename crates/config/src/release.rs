@@ -2,10 +2,39 @@
 
 mod guardrail;
 
-use backstop_core::rollout::{ALL, Kind, OnExpiry, Plan, Settings, Step, Way, Window};
+use std::time::Duration;
+
+use backstop_core::rollout::{ALL, Freeze, Kind, OnExpiry, Plan, Settings, Step, Way, Window};
 
 use crate::types;
 use crate::units::Percent;
+
+/// How drills of a service go, unless an operator says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrillSettings {
+    /// Between two that begin by themselves; `None` = none does.
+    pub every: Option<Duration>,
+    /// Share of the version on trial, in buckets.
+    pub buckets: u32,
+    /// How long going back may take.
+    pub target: Duration,
+}
+
+pub(crate) fn drill(service: &types::Service) -> DrillSettings {
+    let types::Drill { every, weight, target } = service.release.drill;
+    DrillSettings { every: every.map(|every| every.0), buckets: buckets(weight), target: target.0 }
+}
+
+/// Times in which nothing is to change, past ones too.
+pub(crate) fn freezes(service: &types::Service) -> Vec<Freeze> {
+    let of = |freeze: &types::ReleaseFreeze| Freeze {
+        from: freeze.from.begins(&freeze.tz),
+        until: Some(freeze.to.ends(&freeze.tz)),
+        reason: freeze.reason.clone().unwrap_or_default(),
+        by: "file".to_owned(),
+    };
+    service.release.freeze.iter().map(of).collect()
+}
 
 pub(crate) fn settings(service: &types::Service) -> Settings {
     let release = &service.release;
@@ -30,7 +59,7 @@ fn plan(release: &types::Release) -> Plan {
         types::ReleaseMode::Canary => release.steps.iter().map(step).collect(),
         // All at once, and then it is watched.
         types::ReleaseMode::BlueGreen => {
-            vec![Step { buckets: ALL, hold: std::time::Duration::ZERO, min_requests: 0, approval: false }]
+            vec![Step { buckets: ALL, hold: Duration::ZERO, min_requests: 0, approval: false }]
         }
     };
     Plan {

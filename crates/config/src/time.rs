@@ -47,6 +47,66 @@ impl Serialize for Clock {
     }
 }
 
+/// A day, or a minute of it, of no place in particular.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DateTime {
+    Day(jiff::civil::Date),
+    Minute(jiff::civil::DateTime),
+}
+
+unit!(DateTime);
+
+impl Unit for DateTime {
+    const FORMAT: &'static str = "day-or-minute";
+    const EXPECTED: &'static str =
+        "a day, such as `2026-12-20`, or a minute of it, such as `2026-12-20T18:00`";
+
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        const NOT: Complaint = Complaint::new("is not a date", DateTime::EXPECTED);
+        let whole = |format: &str, text: &str| jiff::fmt::strtime::parse(format, text).map_err(|_| NOT);
+        // Its readers take fewer digits, too.
+        match text.len() {
+            10 => whole("%Y-%m-%d", text)?.to_date().map(Self::Day).map_err(|_| NOT),
+            16 => whole("%Y-%m-%dT%H:%M", text)?.to_datetime().map(Self::Minute).map_err(|_| NOT),
+            _ => Err(NOT),
+        }
+    }
+}
+
+impl DateTime {
+    /// Its first moment in a place, in milliseconds since the Unix epoch.
+    pub(crate) fn begins(self, tz: &TimeZoneName) -> u64 {
+        match self {
+            Self::Day(day) => in_place(day.at(0, 0, 0, 0), tz),
+            Self::Minute(minute) => in_place(minute, tz),
+        }
+    }
+
+    /// The first moment that does not belong to it any more; a minute is only its beginning.
+    pub(crate) fn ends(self, tz: &TimeZoneName) -> u64 {
+        match self {
+            Self::Day(day) => in_place(day.tomorrow().unwrap_or(day).at(0, 0, 0, 0), tz),
+            Self::Minute(minute) => in_place(minute, tz),
+        }
+    }
+}
+
+/// Where the clock skips this time, or shows it twice: what jiff calls compatible.
+fn in_place(at: jiff::civil::DateTime, tz: &TimeZoneName) -> u64 {
+    let zone = jiff::tz::TimeZone::get(&tz.0).unwrap_or(jiff::tz::TimeZone::UTC);
+    let millis = at.to_zoned(zone).map_or(0, |zoned| zoned.timestamp().as_millisecond());
+    u64::try_from(millis).unwrap_or(0)
+}
+
+impl Serialize for DateTime {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Day(day) => serializer.collect_str(day),
+            Self::Minute(minute) => serializer.collect_str(&minute.strftime("%Y-%m-%dT%H:%M")),
+        }
+    }
+}
+
 /// A time zone that is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TimeZoneName(pub(crate) String);

@@ -16,7 +16,7 @@ use crate::http::{CheckUrl, HeaderName, HeaderText, HttpPath, HttpUrl};
 use crate::measure::{MetricName, PromQuery, SecretText};
 use crate::shaping::{Param, RequestHeader};
 use crate::targeting::{CookieName, CookieText, Network, Sticky, User};
-use crate::time::{Clock, TimeZoneName};
+use crate::time::{Clock, DateTime, TimeZoneName};
 
 /// Why a text is not a value of its kind. The texts never repeat the value: it may hold a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +76,7 @@ pub(crate) fn check_format(format: &str, text: &str) -> Result<(), Complaint> {
         HeaderName::FORMAT => check::<HeaderName>(text),
         HeaderText::FORMAT => check::<HeaderText>(text),
         Clock::FORMAT => check::<Clock>(text),
+        DateTime::FORMAT => check::<DateTime>(text),
         TimeZoneName::FORMAT => check::<TimeZoneName>(text),
         Sticky::FORMAT => check::<Sticky>(text),
         CookieName::FORMAT => check::<CookieName>(text),
@@ -110,6 +111,7 @@ pub(crate) fn expected(format: &str) -> Option<&'static str> {
         HeaderName::FORMAT => HeaderName::EXPECTED,
         HeaderText::FORMAT => HeaderText::EXPECTED,
         Clock::FORMAT => Clock::EXPECTED,
+        DateTime::FORMAT => DateTime::EXPECTED,
         TimeZoneName::FORMAT => TimeZoneName::EXPECTED,
         Sticky::FORMAT => Sticky::EXPECTED,
         CookieName::FORMAT => CookieName::EXPECTED,

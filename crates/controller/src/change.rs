@@ -22,6 +22,8 @@ pub enum Actor {
     Token(String),
     /// A release, by what it was told to do.
     Release,
+    /// What the configuration wants done from time to time.
+    Schedule,
 }
 
 impl fmt::Display for Actor {
@@ -31,6 +33,7 @@ impl fmt::Display for Actor {
             Self::Signal => "signal",
             Self::Local => "local",
             Self::Release => "release",
+            Self::Schedule => "schedule",
             Self::Token(name) => name,
         })
     }

@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use backstop_config::{Config, Intent, Place, Problems};
 use backstop_core::event::{Medium, What};
+use backstop_core::rollout::Freeze;
 use backstop_core::status::DependencyState;
 use backstop_core::table::{TableSpec, TokenSpec};
 use backstop_store::HistoryEntry;
@@ -20,6 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::change::{Actor, Changed, EndpointChange, LastChange, Refusal, StartError, count};
 use crate::ledger::Ledger;
+use crate::releases::Freezes;
 use crate::routes::{Route, Routes, RoutesFile};
 use crate::stored::{Both, BothFile, IntentFile, Stored};
 use crate::{DataPlane, crash};
@@ -92,6 +94,7 @@ impl Control {
             None => Both { intent: stored.read()?, routes: routes_file.read()? },
         };
         let left = intent.leave_restored(&file);
+        let interrupted = routes.end_drills();
         let followed = routes.follow_file(&file);
         let config = in_force(path, &file, &intent).map_err(|refusal| match refusal {
             Refusal::Config { problems, .. } => StartError::Restored(problems),
@@ -137,7 +140,7 @@ impl Control {
             stored,
             routes: routes_file,
             both,
-            routes_unkept: AtomicBool::new(!followed.is_empty()),
+            routes_unkept: AtomicBool::new(interrupted || !followed.is_empty()),
             troubles: Mutex::default(),
             both_unkept: AtomicBool::new(both_unkept),
             ledger: Mutex::new(ledger.begun()),
@@ -368,6 +371,9 @@ impl Control {
             },
         };
         *self.ledger() = ledger.begun();
+        if routes.end_drills() {
+            self.routes_unkept.store(true, Relaxed);
+        }
         let followed =
             Followed { left: intent.leave_restored(&before.file), stable: routes.follow_file(&before.file) };
         if let Ok(mut at_start) = self.at_start.lock() {
@@ -448,6 +454,39 @@ impl Control {
     pub(crate) fn route_of(&self, service: &str) -> Option<Route> {
         let current = self.current();
         current.routes.of(&current.config, service)
+    }
+
+    /// By what nothing of a service is to be changed at `now`, in milliseconds since the Unix epoch: of several by what lasts
+    /// longest.
+    pub(crate) fn frozen(&self, service: &str, now: u64) -> Option<Freeze> {
+        let current = self.current();
+        let ordered = current.routes.freezes.of(service).cloned();
+        current
+            .config
+            .freezes(service)
+            .into_iter()
+            .chain(ordered)
+            .filter(|freeze| freeze.holds(now))
+            .max_by_key(|freeze| freeze.until.unwrap_or(u64::MAX))
+    }
+
+    /// Changes what operators have ordered not to be changed, of these services: on disk first. It needs no store.
+    pub(crate) fn order_freeze(
+        &self,
+        deed: &Deed<'_>,
+        services: &[String],
+        change: impl FnOnce(&mut Freezes),
+    ) -> Result<(), Refusal> {
+        let _one_at_a_time = self.lock();
+        let before = self.current();
+        self.may_change(&before, None).map_err(|refusal| self.refuse(deed, refusal))?;
+        let mut routes = before.routes.clone();
+        change(&mut routes.freezes);
+        self.keep_routes(&routes).map_err(|refusal| self.refuse(deed, refusal))?;
+        let next = Next { routes, ..Next::like(&before) };
+        let current = self.reroute(&before, next, deed).map_err(|refusal| self.refuse(deed, refusal))?;
+        self.account_for(&current, deed, services, "freeze");
+        Ok(())
     }
 
     fn keep_routes(&self, routes: &Routes) -> Result<(), Refusal> {

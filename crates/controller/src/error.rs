@@ -156,9 +156,33 @@ impl From<Failure> for ApiError {
                     "change the version, or insist: `release start --again`, `release rollback --force`";
                 (StatusCode::CONFLICT, "sent_back", hint)
             }
-            Failure::Elsewhere { .. } => {
-                (StatusCode::CONFLICT, "other_stable", "roll back first; then go to the other version")
-            }
+            Failure::Elsewhere { .. } => (
+                StatusCode::CONFLICT,
+                "other_stable",
+                "to another version it goes only at once, not gradually",
+            ),
+            Failure::OnTrial(_) => (
+                StatusCode::CONFLICT,
+                "on_trial",
+                "`backstop release promote SERVICE` makes it the stable one; a rollback leaves it",
+            ),
+            Failure::Frozen { .. } => (
+                StatusCode::CONFLICT,
+                "frozen",
+                "going back is always possible; `backstop release unfreeze` ends a freeze that an operator has \
+                 ordered, and `promote` can be forced",
+            ),
+            Failure::TwinExists(_) => (
+                StatusCode::CONFLICT,
+                "twin_exists",
+                "rename that version, or name another one with `--to` to drill with",
+            ),
+            Failure::BadFreeze(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_freeze", ""),
+            Failure::NotFrozen(_) => (
+                StatusCode::CONFLICT,
+                "not_frozen",
+                "`backstop release list SERVICE` says by whom it is; freezes of the configuration end with it",
+            ),
             Failure::NoEarlier(_) => {
                 (StatusCode::CONFLICT, "no_earlier_version", "name the version to go back to")
             }

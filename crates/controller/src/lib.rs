@@ -27,7 +27,7 @@ mod stored;
 mod tests;
 
 use backstop_core::event::{Event, What};
-use backstop_core::report::{Latencies, TrialReport};
+use backstop_core::report::{DrillResult, Latencies, TrialReport};
 use backstop_core::status::{DependencyState, Status};
 use backstop_core::table::TableSpec;
 use futures_util::future::BoxFuture;
@@ -94,6 +94,9 @@ pub trait DataPlane: Send + Sync + 'static {
 
     /// How long the answers of a version took in the last ten to twenty minutes; `None` if there is no such version.
     fn latencies(&self, service: &str, version: &str) -> Option<Latencies>;
+
+    /// What came of the last drill of a service, for its metrics.
+    fn drilled(&self, service: &str, result: DrillResult);
 }
 
 /// The document of the control API, in the form of OpenAPI 3.1.

@@ -9,11 +9,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use backstop_config::Config;
-use backstop_core::rollout::{Cause, Release};
-use backstop_core::table::{Duty, LatencyLimit, TableSpec, TrialSpec};
+use backstop_core::rollout::{Cause, Kind, Release};
+use backstop_core::table::{Duty, LatencyLimit, ServiceSpec, TableSpec, TrialSpec, VersionSpec};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::releases::Freezes;
 use crate::reserve;
 use crate::stored::{About, StateFile, StateFileError};
 
@@ -24,6 +25,9 @@ const FORMAT: u32 = 1;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Routes {
     services: BTreeMap<String, Route>,
+    /// What operators have ordered not to be changed.
+    #[serde(default, skip_serializing_if = "Freezes::is_empty")]
+    pub(crate) freezes: Freezes,
 }
 
 /// Of one service.
@@ -90,6 +94,11 @@ impl Active {
         !self.release.phase.is_final()
     }
 
+    /// A drill is nothing that anybody has to wait for: it ends when something changes.
+    fn is_drill(&self) -> bool {
+        self.release.kind == Kind::Drill
+    }
+
     /// The split; with no share it still says how stable fares, before and after.
     fn trial(&self) -> Option<TrialSpec> {
         let exposure = self.release.exposure();
@@ -134,6 +143,11 @@ impl Route {
     /// The route that follows from a release.
     pub(crate) fn with(mut self, active: Active, now: u64) -> Self {
         let release = &active.release;
+        if active.is_drill() {
+            // Whatever comes of it, who is stable and who was sent back stays as it is.
+            self.active = Some(active);
+            return self;
+        }
         let exposure = release.exposure();
         self.make_stable(&exposure.stable);
         match &release.cause {
@@ -190,7 +204,7 @@ impl Routes {
                 let what = "the version that serves can't be removed while the file calls one stable that was sent back";
                 return Some((name.clone(), veto.release.clone(), what));
             }
-            let active = route.active.as_ref().filter(|active| active.is_under_way())?;
+            let active = route.active.as_ref().filter(|active| active.is_under_way() && !active.is_drill())?;
             let canary = &active.release.canary;
             let what = if file.stable(name).is_some_and(|stable| stable != route.seed) {
                 "its `stable` can't be changed now"
@@ -210,7 +224,8 @@ impl Routes {
     pub(crate) fn follow_file(&mut self, file: &Config) -> Vec<(String, String, String)> {
         let mut changed = Vec::new();
         for (name, route) in &mut self.services {
-            let decided = !route.active.as_ref().is_some_and(Active::is_under_way);
+            let decided =
+                !route.active.as_ref().is_some_and(|active| active.is_under_way() && !active.is_drill());
             let Some(seed) = file.stable(name).filter(|stable| decided && *stable != route.seed) else {
                 continue;
             };
@@ -243,10 +258,11 @@ impl Routes {
                 let digest = config.version_digest(&service.name, name);
                 route.vetoes.get(name).is_some_and(|veto| Some(&veto.digest) == digest.as_ref())
             };
-            // One that has been changed meanwhile is another version.
+            // One that has been changed meanwhile is another version; and a drill is about the version that is stable.
             let is_same = |active: &&Active| {
-                let digest = config.version_digest(&service.name, &active.release.canary);
+                let digest = config.version_digest(&service.name, active.release.backed_by());
                 digest.as_ref() == Some(&active.digest)
+                    && (!active.is_drill() || active.release.stable == service.stable)
             };
             let trial = route.active.as_ref().filter(is_same).and_then(Active::trial);
             service.trial = trial.filter(|trial| {
@@ -260,10 +276,40 @@ impl Routes {
                 let duty = if isolated { Duty::Isolated } else { Duty::Draining };
                 for endpoint in version.endpoints.iter_mut().filter(|it| it.duty == Duty::Active) {
                     endpoint.duty = duty;
+                    let by = |veto: &Veto| format!("release {}", veto.release);
+                    endpoint.ordered_by = route.vetoes.get(&version.name).map(by);
                 }
+            }
+            if let Some(active) = &route.active {
+                add_twin(service, active);
             }
         }
     }
+
+    /// Ends the drills under way: whoever measured them is gone. Gives whether there were any.
+    pub(crate) fn end_drills(&mut self) -> bool {
+        let mut ended = false;
+        let active = self.services.values_mut().filter_map(|route| route.active.as_mut());
+        for active in active.filter(|active| active.is_drill() && active.is_under_way()) {
+            let (release, _) = active.release.called_off(INTERRUPTED, active.release.now);
+            (active.release, ended) = (release, true);
+        }
+        ended
+    }
+}
+
+/// Why a drill ends that has outlived the process that measured it.
+pub(crate) const INTERRUPTED: &str = "Backstop was restarted in the middle of it";
+
+/// The version on trial of a drill may be another name of the stable one.
+fn add_twin(service: &mut ServiceSpec, active: &Active) {
+    let (canary, stable) = (&active.release.canary, active.release.backed_by());
+    if stable == canary || service.trial.as_ref().is_none_or(|trial| trial.canary != *canary) {
+        return;
+    }
+    let Some(original) = service.versions.iter().find(|version| version.name == stable) else { return };
+    let twin = VersionSpec { name: canary.clone(), twin_of: Some(stable.to_owned()), ..original.clone() };
+    service.versions.push(twin);
 }
 
 /// The routes on disk.

@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 pub(crate) mod dependency;
+pub(crate) mod drill;
 pub(crate) mod endpoint;
 pub(crate) mod events;
 pub(crate) mod failback;

@@ -21,14 +21,14 @@ pub(crate) enum Room {
     Drop(u8),
 }
 
-pub(crate) struct Column {
-    pub(crate) title: &'static str,
+pub(crate) struct Column<'t> {
+    pub(crate) title: &'t str,
     pub(crate) room: Room,
     pub(crate) right: bool,
 }
 
-impl Column {
-    pub(crate) const fn new(title: &'static str, room: Room) -> Self {
+impl<'t> Column<'t> {
+    pub(crate) const fn new(title: &'t str, room: Room) -> Self {
         Self { title, room, right: false }
     }
 
@@ -84,7 +84,7 @@ impl Paper {
     }
 }
 
-pub(crate) fn render(columns: &[Column], rows: &[Vec<Cell>], paper: Paper) -> String {
+pub(crate) fn render(columns: &[Column<'_>], rows: &[Vec<Cell>], paper: Paper) -> String {
     let widths = widths(columns, rows, paper.width);
     let mut out = String::new();
     let titles: Vec<Cell> = columns.iter().map(|column| column.title.into()).collect();
@@ -95,8 +95,8 @@ pub(crate) fn render(columns: &[Column], rows: &[Vec<Cell>], paper: Paper) -> St
 }
 
 /// How wide each column may be; `None` = left out.
-fn widths(columns: &[Column], rows: &[Vec<Cell>], limit: Option<usize>) -> Vec<Option<usize>> {
-    let natural = |(index, column): (usize, &Column)| {
+fn widths(columns: &[Column<'_>], rows: &[Vec<Cell>], limit: Option<usize>) -> Vec<Option<usize>> {
+    let natural = |(index, column): (usize, &Column<'_>)| {
         let cells = rows.iter().map(|row| row[index].text.chars().count());
         cells.chain([column.title.chars().count()]).max()
     };
@@ -140,8 +140,8 @@ fn widths(columns: &[Column], rows: &[Vec<Cell>], limit: Option<usize>) -> Vec<O
 }
 
 /// A row, which takes several lines if a cell is wrapped.
-fn line(out: &mut String, columns: &[Column], row: &[Cell], widths: &[Option<usize>], colour: bool) {
-    let shown: Vec<(&Column, &Cell, usize)> = columns
+fn line(out: &mut String, columns: &[Column<'_>], row: &[Cell], widths: &[Option<usize>], colour: bool) {
+    let shown: Vec<(&Column<'_>, &Cell, usize)> = columns
         .iter()
         .zip(row)
         .zip(widths)

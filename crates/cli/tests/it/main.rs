@@ -12,6 +12,7 @@ mod client;
 mod commands;
 mod control;
 mod crash;
+mod drill;
 mod engine_sim;
 #[expect(dead_code, reason = "shared with the gateway's tests, which need all of it")]
 #[path = "../../../gateway/tests/it/h2client.rs"]

@@ -216,7 +216,14 @@ async fn a_dead_version_is_sent_back_without_any_statistics() {
     phase(&backstop, "step 1").await;
     second.set_fault(Fault::Health { status: 503 });
     let status = phase(&backstop, "verifying").await;
-    assert_eq!(status["cause"], "hard stop: none of its endpoints can serve");
+    let cause = status["cause"].as_str().unwrap();
+    assert!(cause.starts_with("hard stop: none of its endpoints can serve: "), "{cause}");
+    assert!(cause.contains("answered 503") && cause.contains(&second.url()), "{cause}");
+    let account = backstop.order(&["release", "report", "chat"]);
+    assert!(account.contains(cause), "{account}");
+    // Who took its endpoints out is no operator.
+    let id = status["id"].as_str().unwrap();
+    until("told", || backstop.text().contains(&format!("drained by release {id}"))).await;
 }
 
 #[tokio::test]

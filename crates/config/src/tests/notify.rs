@@ -21,7 +21,7 @@ fn recipients() {
     assert_eq!((webhook.target.scheme, webhook.target.port), (Scheme::Https, 443));
     assert_eq!(webhook.path, format!("/in?key={SECRET}"));
     assert_eq!((webhook.secret.as_deref(), webhook.token.as_deref()), (Some("whsec_aGVsbG8="), Some("t")));
-    assert_eq!((slack.path.as_str(), slack.topics.len()), ("/T0/B0/xyz", 3));
+    assert_eq!((slack.path.as_str(), slack.topics.len()), ("/T0/B0/xyz", 4));
     assert_eq!(
         (alertmanager.form, alertmanager.path.as_str()),
         (Form::Alertmanager, "/prefix/api/v2/alerts")

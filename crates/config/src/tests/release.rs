@@ -7,6 +7,7 @@ use backstop_core::rollout::{
 };
 
 use super::{check, read};
+use crate::Config;
 
 fn text(release: &str) -> String {
     format!(
@@ -57,6 +58,38 @@ fn a_blue_green_release_is_one_step() {
 }
 
 #[test]
+fn freezes_are_moments_of_their_place_and_days_are_whole() {
+    let freezes = read(&text(
+        "{ freeze: [{ from: 2026-12-20, to: 2027-01-02, tz: Europe/Berlin, reason: holidays }, \
+         { from: 2026-07-01T08:30, to: 2026-07-01T09:00 }] }",
+    ))
+    .unwrap()
+    .freezes("chat");
+    let hour = 3_600_000;
+    // Midnight in Berlin, an hour before that of UTC; the last day belongs to it.
+    assert_eq!(
+        (freezes[0].from, freezes[0].until),
+        (1_797_724_800_000 - hour, Some(1_798_934_400_000 - hour))
+    );
+    assert_eq!((freezes[0].reason.as_str(), freezes[0].by.as_str()), ("holidays", "file"));
+    assert_eq!((freezes[1].from, freezes[1].until), (1_782_894_600_000, Some(1_782_896_400_000)));
+    assert!(read(&text("{}")).unwrap().freezes("chat").is_empty());
+}
+
+#[test]
+fn drills_are_on_command_unless_they_have_a_schedule() {
+    let drill = |text_of: &str| read(&text(text_of)).unwrap().drill("chat").unwrap();
+    let usual = drill("{}");
+    assert_eq!((usual.every, usual.buckets, usual.target), (None, 5_000, Duration::from_secs(5)));
+    let given = drill("{ drill: { every: 30d, weight: 0.5%, target: 250ms } }");
+    assert_eq!((given.every, given.buckets), (Some(Duration::from_secs(30 * 86_400)), 500));
+    assert_eq!(given.target, Duration::from_millis(250));
+    assert_eq!(Config::buckets("0%"), Err("at least `0.001%`"));
+    assert_eq!(Config::buckets("10%"), Ok(10_000));
+    assert!(Config::buckets("ten").is_err());
+}
+
+#[test]
 fn mistakes() {
     let mistakes = [
         ("{ steps: [] }", "5:23 services[0].release.steps: `[…]` is empty"),
@@ -89,6 +122,16 @@ fn mistakes() {
             "5:30 services[0].release.window.tz: `Europe/Atlantis` is not a time zone",
         ),
         ("{ window: { to: \"24:01\" } }", "5:30 services[0].release.window.to: `24:01` is not a time of day"),
+        ("{ freeze: [{ from: 2026-12-20 }] }", "5:25 services[0].release.freeze[0]: `to` is missing"),
+        (
+            "{ freeze: [{ from: 2026-12-20, to: 2026-12-19 }] }",
+            "5:49 services[0].release.freeze[0]: the freeze ends before it begins",
+        ),
+        (
+            "{ freeze: [{ from: 2026-12-20, to: 2026-02-30 }] }",
+            "5:49 services[0].release.freeze[0].to: `2026-02-30` is not a date",
+        ),
+        ("{ drill: { weight: 0% } }", "5:33 services[0].release.drill.weight: `0%` is less than `0.001%`"),
         ("{ alpha: 0 }", "5:23 services[0].release.alpha: `0` is out of range"),
         (
             "{ guardrails: [{ metric: error_rat }] }",

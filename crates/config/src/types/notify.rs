@@ -49,8 +49,10 @@ pub(crate) enum Topic {
     Release,
     /// Of releases only what triggers do.
     Trigger,
+    /// Of releases only what has come of drills.
+    Drill,
 }
 
 fn everything() -> Vec<Topic> {
-    vec![Topic::Failover, Topic::Release, Topic::Trigger]
+    vec![Topic::Failover, Topic::Release, Topic::Trigger, Topic::Drill]
 }

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::rehearsal::{Drill, ReleaseFreeze};
 use super::{Guardrail, Metric, Trigger};
 use crate::order::ordered;
 use crate::time::{Clock, TimeZoneName};
@@ -33,6 +34,10 @@ pub(crate) struct Release {
     /// When steps may begin. What has begun goes on, and going back is always possible.
     #[schemars(extend("x-default" = "always"))]
     pub(crate) window: Option<ReleaseWindow>,
+    /// When nothing is to change, such as at the end of the year. In force as soon as the file is, for releases under way too;
+    /// `backstop release freeze` does the same at once.
+    #[schemars(length(max = 100))]
+    pub(crate) freeze: Vec<ReleaseFreeze>,
     /// How often evidence may send back a version that is as good as the stable one, at most: 0.01 is one in a
     /// hundred releases, however often one looks.
     #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 0.5))]
@@ -48,6 +53,8 @@ pub(crate) struct Release {
     /// How long the stable version has to show after a rollback that it is as well as before.
     #[schemars(extend("x-min" = "0s", "x-max" = "24h"))]
     pub(crate) verify: Span,
+    /// How going back is rehearsed.
+    pub(crate) drill: Drill,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -170,6 +177,7 @@ impl Default for Release {
             max_age: Span::secs(7 * 86_400),
             on_expiry: OnExpiry::Rollback,
             window: None,
+            freeze: Vec::new(),
             alpha: 0.01,
             guardrails: vec![
                 Guardrail::of(Metric::ErrorRate, 1.1, 5.0),
@@ -182,6 +190,7 @@ impl Default for Release {
             triggers: Vec::new(),
             rollback: Rollback::default(),
             verify: Span::secs(300),
+            drill: Drill::default(),
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{Validator, items, text_of};
 use crate::measure::MetricName;
 use crate::node::Node;
 use crate::problem::{Problem, alternatives, nearest};
-use crate::time::Clock;
+use crate::time::{Clock, DateTime, TimeZoneName};
 use crate::types::{Kind, Metric, Rate};
 use crate::units::{Percent, Unit};
 
@@ -44,6 +44,8 @@ impl Validator<'_> {
         }
         self.guardrails(root, release, &path);
         self.triggers(root, release, &path);
+        self.freezes(release, &path);
+        self.drill(release, &path);
         let Some(window) = release.get("window") else { return };
         let clock = |key, default| text_of(window, key).map_or(Ok(default), |(_, text)| Clock::parse(text));
         if let (Ok(from), Ok(to)) = (clock("from", Clock::midnight()), clock("to", Clock::end_of_day()))
@@ -54,6 +56,34 @@ impl Validator<'_> {
             let problem = Problem::new(self.file, at, format!("{path}.window"), message);
             let hint = "a window lies within a day; two releases a day apart need two days".to_owned();
             self.problems.push(problem.expected("`to` later than `from`").hint(Some(hint)));
+        }
+    }
+
+    fn drill(&mut self, release: &Node, path: &str) {
+        let Some(weight) = release.get("drill").and_then(|drill| drill.get("weight")) else { return };
+        let least = 1.0 / f64::from(backstop_core::rollout::ALL);
+        let share = weight.text().and_then(|text| Percent::parse(text).ok());
+        if share.is_some_and(|share| share.share() < least) {
+            let message = format!("`{}` is less than `0.001%`", weight.shown());
+            let path = format!("{path}.drill.weight");
+            let problem = Problem::new(self.file, weight.at, path, message).value(weight.shown());
+            self.problems.push(problem.expected("at least `0.001%`"));
+        }
+    }
+
+    fn freezes(&mut self, release: &Node, path: &str) {
+        for (index, freeze) in items(release, "freeze").iter().enumerate() {
+            let zone =
+                text_of(freeze, "tz").map_or(Ok(TimeZoneName::utc()), |(_, text)| TimeZoneName::parse(text));
+            let at = |key| text_of(freeze, key).and_then(|(_, text)| DateTime::parse(text).ok());
+            if let (Ok(zone), Some(from), Some(to)) = (zone, at("from"), at("to"))
+                && to.ends(&zone) <= from.begins(&zone)
+            {
+                let place = freeze.get("to").map_or(freeze.at, |node| node.at);
+                let message = "the freeze ends before it begins".to_owned();
+                let problem = Problem::new(self.file, place, format!("{path}.freeze[{index}]"), message);
+                self.problems.push(problem.expected("`to` later than `from`"));
+            }
         }
     }
 

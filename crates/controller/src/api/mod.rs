@@ -2,8 +2,10 @@
 
 mod config;
 mod dependencies;
+mod drills;
 mod endpoints;
 mod events;
+mod freezes;
 mod releases;
 mod services;
 mod snapshots;
@@ -90,7 +92,11 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(releases::list, releases::begin))
         .routes(routes!(releases::last))
         .routes(routes!(releases::command))
+        .routes(routes!(releases::promote))
         .routes(routes!(releases::rollback))
+        .routes(routes!(drills::begin))
+        .routes(routes!(freezes::list, freezes::order))
+        .routes(routes!(freezes::lift))
         .routes(routes!(releases::history))
         .routes(routes!(releases::report))
         .routes(routes!(snapshots::list, snapshots::save))

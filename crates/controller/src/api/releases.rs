@@ -37,7 +37,7 @@ impl Api {
         })
     }
 
-    fn knows(&self, service: &str) -> Result<(), ApiError> {
+    pub(super) fn knows(&self, service: &str) -> Result<(), ApiError> {
         let known = self.control.route_of(service).is_some();
         if known { Ok(()) } else { Err(crate::releases::Failure::UnknownService(service.to_owned()).into()) }
     }
@@ -171,8 +171,8 @@ pub(super) async fn begin(
 
 /// Say what is to become of a release
 ///
-/// `pause`, `resume`, `approve` (the next step), `promote` (at once) or `abort` (back to the stable version, and nothing is
-/// held against the other one).
+/// `pause`, `resume`, `approve` (the next step) or `abort` (back to the stable version, and nothing is held against the other
+/// one).
 #[utoipa::path(
     post,
     path = "/api/v1/services/{service}/release/{action}",
@@ -193,7 +193,6 @@ pub(super) async fn command(
         "pause" => Command::Pause,
         "resume" => Command::Resume,
         "approve" => Command::Approve,
-        "promote" => Command::Promote,
         "abort" => Command::Abort,
         _ => {
             let message = format!("a release can't be told to `{action}`");
@@ -205,11 +204,47 @@ pub(super) async fn command(
     Ok(Json(ReleaseView::of(&kept)))
 }
 
+/// Whether something is done all the same.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Forced {
+    /// During a freeze too.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Promote a version
+///
+/// It is the stable one from now on, whatever steps were to come.
+#[utoipa::path(
+    post,
+    path = "/api/v1/services/{service}/release/promote",
+    params(("service" = String, Path, description = "Its name"), Forced),
+    responses(
+        (status = OK, body = ReleaseView),
+        (status = NOT_FOUND, body = ErrorBody),
+        (status = CONFLICT, body = ErrorBody),
+    )
+)]
+pub(super) async fn promote(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    PathName(service): PathName,
+    Params(Forced { force }): Params<Forced>,
+) -> Result<Json<ReleaseView>, ApiError> {
+    api.knows(&service)?;
+    let force = if force { Force::Yes } else { Force::No };
+    let kept = api.releases()?.promote(actor, &service, force).await?;
+    Ok(Json(ReleaseView::of(&kept)))
+}
+
 /// A version to go back to.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Back {
-    /// While a release is under way, its stable version; else the one that was stable before.
+    /// While a release is under way, its stable version; else the one that was stable before. To another one the release
+    /// under way ends at once.
     to: Option<String>,
     /// By the shares of `release.rollback.gradual`, instead of at once.
     #[serde(default)]

@@ -98,6 +98,7 @@ fn alert(notice: &Notice, now: u64) -> Value {
         Topic::Failover => "BackstopFailover",
         Topic::Release => "BackstopRelease",
         Topic::Trigger => "BackstopTrigger",
+        Topic::Drill => "BackstopDrill",
     };
     let severity = match notice.severity {
         Severity::Info => "info",

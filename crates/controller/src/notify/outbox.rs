@@ -205,7 +205,8 @@ impl Outbox {
 /// Triggers are those of releases.
 pub(super) fn wants(recipient: &Recipient, notice: &Notice) -> bool {
     let topics = &recipient.topics;
-    topics.contains(&notice.topic) || (notice.topic == Topic::Trigger && topics.contains(&Topic::Release))
+    topics.contains(&notice.topic)
+        || (matches!(notice.topic, Topic::Trigger | Topic::Drill) && topics.contains(&Topic::Release))
 }
 
 /// Of what is to be sent to a recipient: the same as long as its URL is, and nothing that would give it away.

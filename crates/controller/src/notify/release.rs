@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use backstop_config::Topic;
-use backstop_core::rollout::{Release, Severity};
+use backstop_core::rollout::{About, Release, Severity, Told};
 use backstop_store::{HistoryEntry, Op};
 
 use super::notice::{Notice, Status};
 
-/// What to commit so that `text` is told of `release`; the `index`th of its decision at `at`, in milliseconds since the
+/// What to commit so that `told` is told of `release`; the `index`th of its decision at `at`, in milliseconds since the
 /// Unix epoch.
-pub(crate) fn of_release(release: &Release, (at, index): (u64, usize), severity: Severity, text: &str) -> Op {
+pub(crate) fn of_release(release: &Release, (at, index): (u64, usize), told: &Told) -> Op {
+    let Told { severity, about, text } = told;
     let labels = [
         ("service", release.service.clone()),
         ("version", release.canary.clone()),
@@ -20,12 +21,16 @@ pub(crate) fn of_release(release: &Release, (at, index): (u64, usize), severity:
     let labels: BTreeMap<_, _> = labels.map(|(name, value)| (name.to_owned(), value)).into();
     Notice {
         id: format!("{}-{at}-{index}", release.id),
-        topic: if is_of_trigger(text) { Topic::Trigger } else { Topic::Release },
+        topic: match about {
+            About::Release => Topic::Release,
+            About::Trigger => Topic::Trigger,
+            About::Drill => Topic::Drill,
+        },
         at,
-        severity,
+        severity: *severity,
         status: Status::Note,
         subject: format!("release {} of {}", release.id, release.service),
-        state: text.to_owned(),
+        state: text.clone(),
         title: format!("{}: {text}", release.service),
         reason: format!("release {}, {}", release.id, release.phase),
         labels,
@@ -51,24 +56,4 @@ pub(crate) fn of_file(entry: &HistoryEntry, id: &str) -> Option<Op> {
         labels: labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
     };
     Some(notice.enqueue())
-}
-
-/// A release says in its own words what a trigger has done.
-fn is_of_trigger(text: &str) -> bool {
-    text.contains("the trigger ") || text.contains(": trigger: ")
-}
-
-#[cfg(test)]
-mod tests {
-    use backstop_core::rollout::Cause;
-
-    use super::*;
-
-    #[test]
-    fn what_triggers_do_is_known_by_its_words() {
-        let cause = Cause::Trigger { trigger: "error_rate > 20% over 30 s".to_owned() };
-        assert!(is_of_trigger(&format!("v2 goes back: {cause}")));
-        assert!(is_of_trigger("paused by the trigger error_rate > 20% over 30 s"));
-        assert!(!is_of_trigger(&format!("v2 goes back: {}", Cause::Expired)));
-    }
 }

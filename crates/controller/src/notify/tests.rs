@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use backstop_core::event::EndpointName;
 use backstop_core::health::State;
+use backstop_core::rollout::{About, Told};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -499,15 +500,16 @@ async fn what_a_release_says_is_told() {
     let settings = site.control.current().config.release("chat").unwrap();
     let kind = backstop_core::rollout::Kind::Canary;
     let release = backstop_core::rollout::Release::begin("r1", "chat", kind, "v1", "v2", settings.plan);
-    let critical = backstop_core::rollout::Severity::Critical;
-    for (index, text) in
-        ["v2 goes on with 1%: step 1", "v2 goes back: trigger: error_rate"].iter().enumerate()
-    {
-        let ops = vec![of_release(&release, (1, index), critical, text)];
+    let severity = backstop_core::rollout::Severity::Critical;
+    // What it says does not tell what it is about.
+    let all = [(About::Release, "v2 goes on with 1%: trigger: none"), (About::Trigger, "v2 goes back")];
+    for (index, (about, text)) in all.into_iter().enumerate() {
+        let told = Told { severity, about, text: text.to_owned() };
+        let ops = vec![of_release(&release, (1, index), &told)];
         site.store.commit(Commit { ops, ..Commit::default() }).await.unwrap();
     }
     let got = receiver.wait_for(2).await;
-    assert_eq!(got[0].body["title"], json!("chat: v2 goes on with 1%: step 1"));
+    assert_eq!(got[0].body["title"], json!("chat: v2 goes on with 1%: trigger: none"));
     assert_eq!((&got[1].body["topic"], &got[1].body["severity"]), (&json!("trigger"), &json!("critical")));
     assert_eq!(triggers.wait_for(1).await[0].body["id"], got[1].body["id"]);
 }

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use backstop_config::Force;
 use backstop_core::event::{Medium, What};
-use backstop_core::rollout::{Command, Effect, Event, Phase, Release, Severity, Way};
-use backstop_store::{Commit, CommitError, Fence, HistoryEntry, Key, Op};
+use backstop_core::rollout::{
+    About, Cause, Command, Effect, Event, Kind, Phase, Release, Severity, Told, Way,
+};
+use backstop_store::{Commit, CommitError, Fence, HistoryEntry, Op};
 use serde_json::json;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::kept;
 use super::lead::LEASE;
-use super::{COMMIT_TIMEOUT, Failure, Kept, Releases, Running, key, lock, unanswered};
+use super::{COMMIT_TIMEOUT, Failure, Kept, Releases, Running, archive, kept, key, lock, unanswered};
 use crate::change::Actor;
 use crate::control::{Control, Deed, Order, unix_millis};
 use crate::routes::{Active, Route};
@@ -36,7 +37,12 @@ impl Releases {
             Some(cause) => format!("{} has gone back: {cause}", served.canary),
             None => format!("{}: {}", served.canary, served.phase),
         };
-        let mut effects = vec![Effect::Tell(Severity::Critical, text)];
+        let (about, severity) = match served.cause {
+            _ if served.kind == Kind::Drill => (About::Drill, Severity::Warning),
+            Some(Cause::Trigger { .. }) => (About::Trigger, Severity::Critical),
+            _ => (About::Release, Severity::Critical),
+        };
+        let mut effects = vec![Effect::tell_of(about, severity, text)];
         effects.extend(served.phase.is_final().then_some(Effect::Account));
         *release = Release { now, since: now, ..served };
         running.unsaved = true;
@@ -91,6 +97,7 @@ impl Releases {
         self.note(running, &effects, actor);
         if gives < given {
             self.serve(running, Order::ServeFirst, actor)?;
+            self.measure_swap(running);
         }
         if let Err(error) = self.keep(running).await {
             let service = &running.kept.release.service;
@@ -124,13 +131,18 @@ impl Releases {
     pub(super) fn note(&self, running: &mut Running, effects: &[Effect], actor: &Actor) {
         let now = unix_millis();
         for (index, effect) in effects.iter().enumerate() {
-            let Effect::Tell(severity, text) = effect else { continue };
-            running.kept.tell(now, *severity, text.clone());
-            let told = notify::of_release(&running.kept.release, (now, index), *severity, text);
-            running.outstanding.push(told);
+            let Effect::Tell(told) = effect else { continue };
+            running.kept.tell(now, told.severity, told.text.clone());
+            let is_drill = running.kept.release.kind == Kind::Drill;
+            // Of a drill people are told what has come of it.
+            if !is_drill || told.about == About::Drill {
+                let notice = notify::of_release(&running.kept.release, (now, index), told);
+                running.outstanding.push(notice);
+            }
         }
         if effects.contains(&Effect::Account) {
             running.kept.ended_at = Some(now);
+            self.drill_ended(running, now);
         }
         let kept = &running.kept;
         let release = &kept.release;
@@ -160,8 +172,7 @@ impl Releases {
 
     /// Makes the gateway serve what the release says, unless it is further already.
     pub(super) fn serve(&self, running: &Running, order: Order, actor: &Actor) -> Result<(), Failure> {
-        let active = running.kept.active();
-        serve(&self.control, active, order, actor)
+        serve(&self.control, vec![running.kept.active()], order, actor)
     }
 
     /// Tells the store; and people, if it can't be told any more, or can again.
@@ -183,7 +194,8 @@ impl Releases {
         let value = serde_json::to_vec(&running.kept).map_err(|error| Failure::Unkept(error.to_string()))?;
         let mut ops = vec![Op::Put { key: key.clone(), value: value.clone() }];
         if release.phase.is_final() {
-            ops.push(Op::Put { key: archive(&release.service, &release.id), value });
+            ops.push(Op::Put { key: archive::key_of(&release.service, &release.id), value });
+            ops.extend(self.out_of_the_archive(&release.service, &release.id).await);
         }
         // The rest comes with the next look.
         let sent = running.outstanding.len().min(MOST_AT_ONCE);
@@ -208,6 +220,9 @@ impl Releases {
                     crash::point("after-commit");
                 }
                 running.revision = Some(revision);
+                if running.kept.release.phase.is_final() {
+                    self.archived(&running.kept.release);
+                }
                 running.outstanding.drain(..sent);
                 running.in_doubt = 0;
                 running.unsaved = !running.outstanding.is_empty();
@@ -236,7 +251,7 @@ impl Releases {
     pub(super) fn announce(&self, kept: &Kept, effects: &[Effect]) {
         let release = &kept.release;
         for effect in effects {
-            let Effect::Tell(severity, text) = effect else { continue };
+            let Effect::Tell(Told { severity, text, .. }) = effect else { continue };
             self.control.data_plane().emit(What::Release {
                 service: release.service.clone(),
                 release: release.id.clone(),
@@ -267,11 +282,17 @@ pub(crate) fn send_back(
     let (stable_ready, canary_ready) = (readiness.stable || force == Force::Yes, readiness.canary);
     let event = Event::Command { command, stable_ready, canary_ready };
     let (release, _) = active.release.step(event, active.release.now).map_err(Failure::Command)?;
-    serve(control, Active { release, ..active }, Order::ServeFirst, actor)
+    serve(control, vec![Active { release, ..active }], Order::ServeFirst, actor)
 }
 
-/// Serves a release as it is in `active`, unless what is served is further already.
-fn serve(control: &Control, active: Active, order: Order, actor: &Actor) -> Result<(), Failure> {
+/// Serves a release as the last of `actives` has it, after those that it ends, unless what is served is further already.
+pub(super) fn serve(
+    control: &Control,
+    mut actives: Vec<Active>,
+    order: Order,
+    actor: &Actor,
+) -> Result<(), Failure> {
+    let Some(active) = actives.pop() else { return Ok(()) };
     let Release { id, service, canary, phase, .. } = active.release.clone();
     let deed = Deed { actor, action: "release", subject: format!("{canary} of {service}: {phase}") };
     let change = |before: Route| {
@@ -279,18 +300,25 @@ fn serve(control: &Control, active: Active, order: Order, actor: &Actor) -> Resu
             served.release.id > id || (served.release.id == id && served.release.is_ahead_of(&active.release))
         };
         let further = before.active.as_ref().is_some_and(is_further);
-        (!further).then(|| before.with(active, unix_millis()))
+        let with = |route: Route, active| route.with(active, unix_millis());
+        (!further).then(|| with(actives.into_iter().fold(before, with), active))
     };
-    control.route(&service, order, &deed, change).map_err(Failure::Refused)
+    blocking(|| control.route(&service, order, &deed, change)).map_err(Failure::Refused)
+}
+
+/// Does what waits for the disk, at once and in its place, while others take over what this thread had to do besides.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor());
+    match runtime {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        // There are no others.
+        _ => work(),
+    }
 }
 
 fn told(effect: &Effect) -> Option<&str> {
     match effect {
-        Effect::Tell(_, text) => Some(text),
+        Effect::Tell(told) => Some(&told.text),
         _ => None,
     }
-}
-
-fn archive(service: &str, id: &str) -> Key {
-    key(&["ended", service, id])
 }

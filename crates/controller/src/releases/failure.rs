@@ -21,8 +21,18 @@ pub(crate) enum Failure {
     IsStable(String),
     #[error("`{version}` was sent back by release `{release}` ({reason}) and has not been changed since")]
     Vetoed { version: String, release: String, reason: String },
-    #[error("the release under way goes back to `{stable}`, not to `{to}`")]
+    #[error("the release under way goes back to `{stable}` step by step, not to `{to}`")]
     Elsewhere { stable: String, to: String },
+    #[error("`{0}` is the version on trial")]
+    OnTrial(String),
+    #[error("service `{service}` is {freeze}")]
+    Frozen { service: String, freeze: String },
+    #[error("`{0}` would be the name of the stable version's twin, and is the name of a version")]
+    TwinExists(String),
+    #[error("{0}")]
+    BadFreeze(String),
+    #[error("no operator has frozen {0}")]
+    NotFrozen(String),
     #[error("service `{0}` has no earlier version to go back to")]
     NoEarlier(String),
     #[error("{0}")]

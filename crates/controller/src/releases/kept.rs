@@ -1,16 +1,18 @@
 //! A release as it is kept, and what follows from it for the routes.
 
-use backstop_core::evidence::Judgement;
-use backstop_core::evidence::PlanError;
+use backstop_core::evidence::{Judgement, Names, PlanError};
 use backstop_core::health::State;
 use backstop_core::report::Latencies;
-use backstop_core::rollout::{ALL, Analysis, Phase, Readiness, Release, Settings, Severity, Window};
+use backstop_core::rollout::{
+    ALL, Analysis, Freeze, Kind, Phase, Readiness, Release, Settings, Severity, Window,
+};
 use backstop_core::status::Status;
 use backstop_core::table::Duty;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Rehearsal;
 use crate::control::unix_millis;
 use crate::routes::Active;
 
@@ -40,6 +42,12 @@ pub(crate) struct Kept {
     pub(crate) timeline: Vec<Moment>,
     /// How it went, for a chart.
     pub(crate) samples: Vec<Sample>,
+    /// By which it is held up, if it is.
+    #[serde(default)]
+    pub(crate) frozen: Option<Freeze>,
+    /// What was measured, if it is a drill.
+    #[serde(default)]
+    pub(crate) drill: Option<Rehearsal>,
 }
 
 /// A point of the chart.
@@ -85,7 +93,8 @@ impl Kept {
         // Afterwards by all that was seen.
         let phase = self.release.phase;
         let step = (!phase.is_final() && !phase.is_back()).then(|| self.release.exposure().step);
-        self.analysis.judge(step, self.min_requests())
+        let names = Names { stable: &self.release.stable, canary: &self.release.canary };
+        self.analysis.judge_of(names, step, self.min_requests())
     }
 
     /// Puts something that happened at `at` into the account, in which time does not go back: that moment, or one right
@@ -144,6 +153,8 @@ impl Kept {
             baseline: None,
             timeline: Vec::new(),
             samples: Vec::new(),
+            frozen: None,
+            drill: None,
         })
     }
 
@@ -155,23 +166,30 @@ impl Kept {
 
     /// Whether a step may begin at `now`, in milliseconds since the Unix epoch.
     pub(crate) fn window_open(&self, now: u64) -> bool {
-        let Some(window) = &self.window else { return true };
-        let zone = TimeZone::get(&window.tz).unwrap_or(TimeZone::UTC);
-        let millis = i64::try_from(now).unwrap_or(i64::MAX);
-        let Ok(now) = jiff::Timestamp::from_millisecond(millis) else { return false };
-        let now = now.to_zoned(zone);
-        let day = usize::try_from(now.weekday().to_monday_zero_offset()).unwrap_or_default();
-        let minute = u16::try_from(i32::from(now.hour()) * 60 + i32::from(now.minute())).unwrap_or_default();
-        window.is_open(day, minute)
+        is_open(self.window.as_ref(), now)
     }
+}
+
+/// Whether a window is open at `now`, in milliseconds since the Unix epoch; without one, always.
+pub(crate) fn is_open(window: Option<&Window>, now: u64) -> bool {
+    let Some(window) = window else { return true };
+    let zone = TimeZone::get(&window.tz).unwrap_or(TimeZone::UTC);
+    let millis = i64::try_from(now).unwrap_or(i64::MAX);
+    let Ok(now) = jiff::Timestamp::from_millisecond(millis) else { return false };
+    let now = now.to_zoned(zone);
+    let day = usize::try_from(now.weekday().to_monday_zero_offset()).unwrap_or_default();
+    let minute = u16::try_from(i32::from(now.hour()) * 60 + i32::from(now.minute())).unwrap_or_default();
+    window.is_open(day, minute)
 }
 
 /// Which of a release's versions have an endpoint that can serve.
 pub(crate) fn readiness(status: &Status, release: &Release) -> Readiness {
     let serves = |version: &str| can_serve(status, &release.service, version);
+    // If they fall, they fall together.
+    let is_apart = release.kind != Kind::Drill || release.backed_by() != release.stable;
     Readiness {
-        canary: serves(&release.canary),
-        canary_down: is_down(status, &release.service, &release.canary),
+        canary: serves(release.backed_by()),
+        canary_down: is_down(status, &release.service, release.backed_by()).filter(|_| is_apart),
         stable: serves(&release.stable),
     }
 }
@@ -188,9 +206,24 @@ pub(crate) fn can_serve(status: &Status, service: &str, version: &str) -> bool {
     })
 }
 
-/// Whether checks have found all endpoints of a version unable to serve. One that is not checked yet is not down.
-fn is_down(status: &Status, service: &str, version: &str) -> bool {
+/// Endpoints whose reasons are told when a version is down.
+const MOST_REASONS: usize = 3;
+
+/// Why all endpoints of a version can't serve, if checks have found so. One that is not checked yet is not down.
+fn is_down(status: &Status, service: &str, version: &str) -> Option<String> {
     let services = status.services.iter().filter(|it| it.name == service);
-    let mut versions = services.flat_map(|it| &it.versions).filter(|it| it.name == version);
-    versions.any(|version| version.endpoints.iter().all(|endpoint| endpoint.state == State::Unhealthy))
+    let version = services.flat_map(|it| &it.versions).find(|it| it.name == version)?;
+    let endpoints = &version.endpoints;
+    if endpoints.iter().any(|endpoint| endpoint.state != State::Unhealthy) {
+        return None;
+    }
+    let mut reasons: Vec<String> = endpoints
+        .iter()
+        .take(MOST_REASONS)
+        .map(|endpoint| format!("{} at {}", endpoint.reason, endpoint.url))
+        .collect();
+    if endpoints.len() > MOST_REASONS {
+        reasons.push(format!("and {} more", endpoints.len() - MOST_REASONS));
+    }
+    Some(if reasons.is_empty() { "it has none".to_owned() } else { reasons.join(", ") })
 }

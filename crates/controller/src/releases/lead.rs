@@ -7,16 +7,19 @@ use std::time::Duration;
 use backstop_core::event::Medium;
 use backstop_core::rollout::Release;
 use backstop_store::StoreError;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{debug, error, warn};
 
 use super::{COMMIT_TIMEOUT, Failure, Kept, Releases, Running, key, lock, unanswered};
+use crate::change::Actor;
 use crate::control::unix_millis;
 
 /// Only its holder decides about releases.
 pub(crate) const LEASE: &str = "releases";
 /// How long nobody else decides after a Backstop has died; the same one goes on at once.
 const LEASE_LASTS: Duration = Duration::from_secs(15);
+/// How often it is looked at.
+const LEASE_LOOK: Duration = Duration::from_secs(5);
 
 impl Releases {
     /// Takes the lease, if nobody else has it, and the releases as they are in the store.
@@ -26,8 +29,16 @@ impl Releases {
         *lock(&self.leader) = leader;
         let mut services = self.read().await?;
         self.reconcile(&mut services);
+        self.read_drills().await?;
+        lock(&self.archived).clear();
         let seen = services.iter().map(|(name, it)| (name.clone(), Arc::new(it.kept.clone()))).collect();
-        *self.services.lock().await = services;
+        let known: Vec<String> = lock(&self.places).keys().cloned().collect();
+        for service in known.into_iter().filter(|service| !services.contains_key(service)) {
+            *self.place(&service).lock().await = None;
+        }
+        for (service, running) in services {
+            *self.place(&service).lock().await = Some(running);
+        }
         *lock(&self.seen) = seen;
         if epoch.is_none() && lock(&self.epoch).is_none() {
             debug!("another Backstop decides about the releases in this store");
@@ -46,8 +57,6 @@ impl Releases {
             if known.is_some_and(|known| known.kept.release.id >= *id) {
                 continue;
             }
-            let revision =
-                known.map_or_else(|| lock(&self.unreadable).get(service).copied(), |it| it.revision);
             let Some(settings) = current.config.release(service) else { continue };
             match Kept::of_served(active, &settings) {
                 Ok(kept) => {
@@ -57,15 +66,30 @@ impl Releases {
                         epoch,
                         "the store does not know the release that is served; it goes on"
                     );
-                    services.insert(service.clone(), Running { revision, ..Running::new(kept) });
+                    // One that was under way has had to give way.
+                    if let Some(before) = services.get_mut(service) {
+                        self.end_for(before, &kept, &Actor::Release);
+                    }
+                    let running = self.running(services.get(service), kept);
+                    services.insert(service.clone(), running);
                 }
                 Err(error) => error!(service, release = id, %error, "the release that is served can't go on"),
             }
         }
     }
 
-    /// Looks at the lease. A store that hangs must not keep a version from going back.
-    pub(super) async fn keep_leading(&self) {
+    /// Looks at the lease again and again, whatever the releases wait for.
+    pub(super) async fn hold_lease(&self) {
+        let mut looks = interval(LEASE_LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        looks.tick().await;
+        loop {
+            looks.tick().await;
+            self.keep_leading().await;
+        }
+    }
+
+    async fn keep_leading(&self) {
         let looked = timeout(COMMIT_TIMEOUT, self.look_at_lease()).await;
         let outcome = looked.unwrap_or_else(|_| Err(unanswered()));
         self.control.storage(Medium::Store, outcome);

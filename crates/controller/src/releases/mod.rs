@@ -6,32 +6,38 @@
 //! away even while the store can't be reached.
 
 mod act;
+mod archive;
+mod drill;
 mod failure;
+mod freeze;
 mod kept;
 mod lead;
+mod look;
 mod measures;
 mod metrics;
 mod report;
+mod schedule;
 mod start;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backstop_config::Force;
-use backstop_core::rollout::{Command, Effect, Event, Kind, Phase, Severity, Way};
+use backstop_core::rollout::{Command, Effect, Event, Kind, Severity, Way};
 use backstop_store::{HistoryFilter, Key, Op, Recorded, Revision, Store, StoreError};
-use futures_util::future::join_all;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::change::Actor;
 use crate::control::{Control, unix_millis};
 use crate::registry::{Epoch, Registry};
 pub(crate) use act::send_back;
+pub(crate) use drill::{DrillWanted, Rehearsal};
 pub(crate) use failure::Failure;
+pub(crate) use freeze::{Freezes, Scope, describe};
 pub(crate) use kept::Kept;
 pub(crate) use lead::LEASE;
 pub(crate) use report::{chart, markdown};
@@ -42,9 +48,7 @@ pub(crate) use view::{ReleaseView, Summary};
 const TICK: Duration = Duration::from_secs(1);
 /// How long a decision waits for the store. One that lowers a share has been served by then.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Ticks between two looks at the lease.
-const LEASE_TICKS: u64 = 5;
-/// Releases that have ended and are listed, of one service.
+/// Releases that have ended and are kept whole, of one service: the history has what was told of the others.
 const MOST_LISTED: usize = 100;
 
 /// The releases of all services.
@@ -58,8 +62,8 @@ pub struct Releases {
     registry: Arc<Registry>,
     /// Who has it then, as far as is known.
     leader: Mutex<Option<String>>,
-    /// The last release of each service.
-    services: tokio::sync::Mutex<BTreeMap<String, Running>>,
+    /// Those of the services that have, or may get, a release.
+    places: Mutex<BTreeMap<String, Place>>,
     /// Revisions of releases in the store that can't be read.
     unreadable: Mutex<BTreeMap<String, Revision>>,
     /// Held by those who serve a decision before they have asked anybody.
@@ -67,7 +71,15 @@ pub struct Releases {
     /// As they were last, for those who only look.
     seen: Mutex<BTreeMap<String, Arc<Kept>>>,
     measures: measures::Measures,
+    /// Ids of those that are kept whole, by service, as far as they are known.
+    archived: Mutex<BTreeMap<String, Vec<String>>>,
+    /// When services had their last drill.
+    drills: Mutex<BTreeMap<String, schedule::Schedule>>,
 }
+
+/// The last release of a service. Whoever decides about it holds the lock, while the store is waited for too: so one service
+/// never waits for the store because of another one.
+type Place = Arc<tokio::sync::Mutex<Option<Running>>>;
 
 struct Running {
     kept: Kept,
@@ -82,6 +94,10 @@ struct Running {
     /// So many of them went with a commit of which nobody knows whether it happened.
     in_doubt: usize,
     trial: DryRun,
+    /// When it was looked at last.
+    looked: Option<Instant>,
+    /// What is measured of a drill. One that has none goes on no further: the process that measured it has ended.
+    watch: Option<drill::Watch>,
 }
 
 /// Whether the version has shown that it can answer, which a blue-green release waits for.
@@ -109,11 +125,13 @@ impl Releases {
             epoch,
             registry,
             leader: Mutex::default(),
-            services: tokio::sync::Mutex::default(),
+            places: Mutex::default(),
             unreadable: Mutex::default(),
             deciding: Mutex::default(),
             seen: Mutex::default(),
             measures: measures::Measures::new(),
+            archived: Mutex::default(),
+            drills: Mutex::default(),
         };
         releases.lead().await?;
         Ok(Arc::new(releases))
@@ -122,105 +140,6 @@ impl Releases {
     /// The versions that there are to release.
     pub(crate) fn registry(&self) -> &Arc<Registry> {
         &self.registry
-    }
-
-    /// Looks after the releases, and the versions that there are to release, for ever.
-    ///
-    /// # Cancel safety
-    ///
-    /// It can end anywhere, as the process can.
-    pub async fn run(self: Arc<Self>) {
-        let registry = Arc::clone(&self.registry);
-        tokio::join!(self.look_after(), registry.run());
-    }
-
-    async fn look_after(self: Arc<Self>) {
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut before = ticks.tick().await;
-        let mut count = 0;
-        loop {
-            let now = ticks.tick().await;
-            let elapsed = u64::try_from((now - before).as_millis()).unwrap_or(0);
-            before = now;
-            count += 1;
-            if count % LEASE_TICKS == 0 {
-                self.keep_leading().await;
-            }
-            if lock(&self.epoch).is_none() {
-                continue;
-            }
-            let mut services = self.services.lock().await;
-            // None waits for the store on behalf of another: while it hangs, each of them takes that long.
-            join_all(services.values_mut().map(|running| self.tick(running, elapsed))).await;
-        }
-    }
-
-    /// Looks at one release, `elapsed` milliseconds after the last time.
-    async fn tick(&self, running: &mut Running, elapsed: u64) {
-        self.adopt(running);
-        if running.kept.release.phase.is_final() {
-            if running.unsaved || !self.is_served(&running.kept) {
-                self.settle(running).await;
-            }
-            return;
-        }
-        let unkept = !self.is_in_force(running);
-        let release = &running.kept.release;
-        let (service, now) = (release.service.clone(), release.now + elapsed);
-        let (step, since) = (release.exposure().step, release.since);
-        let plane = self.control.data_plane();
-        if let Some(report) = plane.trial_report(&service).filter(|it| it.release == release.id) {
-            running.kept.analysis.take(&report, now, step, now.saturating_sub(since));
-        }
-        if let Some(usual) = plane.latencies(&service, &release.stable)
-            && running.kept.analysis.set_limits(&usual)
-        {
-            running.kept.release.count_anew();
-            running.kept.baseline = Some(usual);
-        }
-        let status = plane.status();
-        let mut readiness = kept::readiness(&status, &running.kept.release);
-        let mut news = None;
-        if running.kept.release.kind == Kind::BlueGreen && running.kept.release.phase == Phase::Waiting {
-            news = self.dry_run(running, readiness.canary).await;
-            readiness.canary &= running.trial.answered == Some(Ok(()));
-        }
-        let is_open = running.kept.window_open(unix_millis());
-        let age = (running.kept.release.phase != Phase::Waiting).then(|| now.saturating_sub(since));
-        self.take_measures(&mut running.kept, &status, now, age);
-        let mut observed = running.kept.analysis.observe(now, (step, age), readiness, is_open);
-        observed.unkept = unkept;
-        let digest = self.control.current().config.version_digest(&service, &running.kept.release.canary);
-        if digest.as_ref() != Some(&running.kept.digest) {
-            // A reload can't do that, but a restart.
-            observed.hard_stop = Some("the file means another version by this name now".to_owned());
-        }
-        // A tick is never refused.
-        if let Ok((next, mut effects)) = running.kept.release.step(Event::Tick(observed), now) {
-            effects.extend(news.map(|news| Effect::Tell(Severity::Warning, news)));
-            drop(self.advance(running, next, effects, &Actor::Release).await);
-        }
-    }
-
-    /// Has the version answer a small request by each endpoint, again and again until it does. Tells what is new.
-    async fn dry_run(&self, running: &mut Running, is_up: bool) -> Option<String> {
-        let trial = &mut running.trial;
-        if !is_up || trial.answered == Some(Ok(())) {
-            return None;
-        }
-        let release = &running.kept.release;
-        let Some(asked) = trial.asked.take_if(|asked| asked.is_finished()) else {
-            let ask =
-                || tokio::spawn(self.control.data_plane().try_version(&release.service, &release.canary));
-            trial.asked.get_or_insert_with(ask);
-            return None;
-        };
-        let answer = asked.await.unwrap_or_else(|_| Err("it could not be asked".to_owned()));
-        let news = answer.as_ref().err().filter(|_| trial.answered.as_ref() != Some(&answer));
-        let news = news.map(|reason| format!("{} does not answer: {reason}", release.canary));
-        trial.answered = Some(answer);
-        news
     }
 
     /// What an operator wants of the release of `service`.
@@ -237,8 +156,9 @@ impl Releases {
 
     /// Takes up what is served already.
     async fn put_on_record(&self, service: &str) -> Result<Arc<Kept>, Failure> {
-        let mut services = self.services.lock().await;
-        let running = services.get_mut(service).ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
+        let place = self.place(service);
+        let mut place = place.lock().await;
+        let running = place.as_mut().ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
         self.adopt(running);
         if let Err(error) = self.keep(running).await {
             warn!(%error, service, "the store will be told of the rollback later");
@@ -255,11 +175,20 @@ impl Releases {
     ) -> Result<Arc<Kept>, Failure> {
         let under_way = self.last(service).filter(|last| !last.release.phase.is_final());
         let Some(last) = under_way else { return self.go_back(actor, service, back).await };
-        let Return { to, way, reason, force } = back;
-        if let Some(to) = to.filter(|to| *to != last.release.stable) {
-            let stable = last.release.stable.clone();
-            return Err(Failure::Elsewhere { stable, to });
+        let release = &last.release;
+        let elsewhere = back.to.as_ref().filter(|to| **to != release.stable);
+        if elsewhere.is_some() || (release.kind == Kind::Drill && back.to.is_none()) {
+            // Not what the release would do: it ends, and another one takes its place.
+            if back.to.as_ref() == Some(&release.canary) && !release.phase.is_back() {
+                return Err(Failure::OnTrial(release.canary.clone()));
+            }
+            if back.way == Way::Gradual && release.buckets() > 0 && release.kind != Kind::Drill {
+                let (stable, to) = (release.stable.clone(), back.to.unwrap_or_default());
+                return Err(Failure::Elsewhere { stable, to });
+            }
+            return self.go_back(actor, service, back).await;
         }
+        let Return { way, reason, force, .. } = back;
         let (this, service) = (Arc::clone(self), service.to_owned());
         if way == Way::Instant {
             // At once, whatever the store does; what comes after is only to put it on record.
@@ -286,8 +215,9 @@ impl Releases {
         command: Command,
         force: Force,
     ) -> Result<Arc<Kept>, Failure> {
-        let mut services = self.services.lock().await;
-        let running = services.get_mut(service).ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
+        let place = self.place(service);
+        let mut place = place.lock().await;
+        let running = place.as_mut().ok_or_else(|| Failure::NoRelease(service.to_owned()))?;
         self.adopt(running);
         let readiness = kept::readiness(&self.control.data_plane().status(), &running.kept.release);
         let (stable_ready, canary_ready) = (readiness.stable || force == Force::Yes, readiness.canary);
@@ -296,7 +226,7 @@ impl Releases {
         let (next, mut effects) =
             running.kept.release.step(event, running.kept.release.now).map_err(Failure::Command)?;
         if !effects.iter().any(|effect| matches!(effect, Effect::Tell(..))) {
-            effects.push(Effect::Tell(Severity::Info, text));
+            effects.push(Effect::tell(Severity::Info, text));
         }
         self.advance(running, next, effects, actor).await?;
         Ok(Arc::new(running.kept.clone()))
@@ -309,9 +239,8 @@ impl Releases {
 
     /// The releases of a service that have ended, the last one first.
     pub(crate) async fn ended(&self, service: &str) -> Result<Vec<Kept>, Failure> {
-        let listed = self.store.list(&key(&["ended", service])).await?;
-        let kept = listed.entries.iter().rev().take(MOST_LISTED);
-        Ok(kept.filter_map(|(_, value)| serde_json::from_slice(&value.value).ok()).collect())
+        let last = self.store.last(&key(&["ended", service]), MOST_LISTED).await?;
+        Ok(last.iter().filter_map(|(_, value)| serde_json::from_slice(&value.value).ok()).collect())
     }
 
     /// A release of a service: the one with this id, or the last one.
@@ -326,21 +255,38 @@ impl Releases {
         Ok(Arc::new(kept))
     }
 
-    /// Nothing about releases is decided until what this gives is dropped; rollbacks at once are. Fails if one of these
-    /// services has a release under way.
+    /// Nothing about releases of these services is decided until what this gives is dropped; rollbacks at once are. Fails if
+    /// one of them has a release under way.
     pub(crate) async fn hold(
         &self,
         names: &[String],
-    ) -> Result<impl Sized + use<'_>, crate::snapshots::Failure> {
-        let services = self.services.lock().await;
-        let under_way = names.iter().filter_map(|name| services.get(name)).map(|it| &it.kept.release);
-        match under_way.into_iter().find(|release| !release.phase.is_final()) {
-            Some(backstop_core::rollout::Release { service, id, .. }) => {
-                let (service, release) = (service.clone(), id.clone());
-                Err(crate::snapshots::Failure::Releasing { service, release })
+    ) -> Result<impl Sized + use<>, crate::snapshots::Failure> {
+        // Always in the same order: whoever else holds several must not wait for these.
+        let names: BTreeSet<&String> = names.iter().collect();
+        let mut held = Vec::new();
+        for name in names {
+            let place = self.place(name).lock_owned().await;
+            let release = place.as_ref().map(|running: &Running| &running.kept.release);
+            if let Some(release) = release.filter(|release| !release.phase.is_final()) {
+                let (service, release) = (release.service.clone(), release.id.clone());
+                return Err(crate::snapshots::Failure::Releasing { service, release });
             }
-            None => Ok(services),
+            held.push(place);
         }
+        Ok(held)
+    }
+
+    /// Makes the version on trial the stable one. During a freeze only by `force`.
+    pub(crate) async fn promote(
+        self: &Arc<Self>,
+        actor: Actor,
+        service: &str,
+        force: Force,
+    ) -> Result<Arc<Kept>, Failure> {
+        if let (Force::No, Some(freeze)) = (force, self.control.frozen(service, unix_millis())) {
+            return Err(Failure::Frozen { service: service.to_owned(), freeze: describe(&freeze) });
+        }
+        self.command(actor, service, Command::Promote).await
     }
 
     pub(crate) fn control(&self) -> &Arc<Control> {

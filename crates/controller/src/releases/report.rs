@@ -8,7 +8,8 @@ use backstop_core::rollout::{Phase, Severity};
 use jiff::Timestamp;
 use plotters::prelude::*;
 
-use super::Kept;
+use super::drill::Outcome;
+use super::{Kept, Rehearsal};
 
 /// Size of the chart, in pixels.
 const CHART: (u32, u32) = (900, 480);
@@ -38,8 +39,13 @@ pub(crate) fn markdown(kept: &Kept) -> String {
     row(
         "Requests",
         &format!(
-            "{} of {}, {} of {}",
-            all.canary.requests, release.canary, all.stable.requests, release.stable
+            "assigned: {} to {}, {} to {}; ended: {} and {}",
+            all.canary.requests,
+            release.canary,
+            all.stable.requests,
+            release.stable,
+            all.canary.ended,
+            all.stable.ended
         ),
     );
     row(
@@ -48,6 +54,9 @@ pub(crate) fn markdown(kept: &Kept) -> String {
     );
     if let Some(after) = kept.noticed_after() {
         row("Sent back", &format!("{} after the version got its first share", span(after)));
+    }
+    if let Some(drill) = &kept.drill {
+        rehearsal(drill, &mut out);
     }
     evidence(kept, &mut out);
     baseline(kept, &mut out);
@@ -73,6 +82,21 @@ pub(crate) fn markdown(kept: &Kept) -> String {
 fn in_short(kept: &Kept) -> String {
     let release = &kept.release;
     let (new, old) = (&release.canary, &release.stable);
+    if let Some(drill) = &kept.drill {
+        return match drill.outcome {
+            None => format!("A rollback from {new} to {old} is being rehearsed."),
+            Some(Outcome::Passed) => format!("**PASS.** A rollback from {new} to {old} was rehearsed."),
+            Some(Outcome::Failed) => {
+                let findings = drill.findings.join("; ");
+                format!("**FAIL.** A rollback from {new} to {old} was rehearsed: {findings}.")
+            }
+            Some(Outcome::CalledOff) => {
+                format!(
+                    "The rehearsal of a rollback from {new} to {old} was called off; {old} has all traffic."
+                )
+            }
+        };
+    }
     match (release.phase, &release.cause) {
         (Phase::Promoted, _) => format!("{new} took the place of {old}: nothing showed that it is worse."),
         (Phase::Aborted, _) => format!("The release was called off; {old} has all traffic."),
@@ -81,6 +105,30 @@ fn in_short(kept: &Kept) -> String {
         }
         _ => format!("{new} is being released in place of {old}."),
     }
+}
+
+/// What was measured of a drill.
+fn rehearsal(drill: &Rehearsal, out: &mut String) {
+    let Rehearsal { target_ms, requests, running, assigned_late, failed, .. } = drill;
+    let after = |time: Option<f64>, otherwise: &str| {
+        time.map_or_else(|| otherwise.to_owned(), |millis| format!("{millis:.1} ms"))
+    };
+    out.push_str("\n## Measured\n\n| After the decision to go back | | Target |\n|---|---|---|\n");
+    let mut row = |what: &str, value: &str, target: &str| {
+        let _ = writeln!(out, "| {what} | {value} | {target} |");
+    };
+    let target = format!("at most {target_ms} ms");
+    row(
+        "Nothing more assigned to the version that is left (recovery)",
+        &after(drill.recovery_ms, "–"),
+        &target,
+    );
+    row("Served without it, and on disk", &after(drill.swap_ms, "–"), "");
+    row("Its last request had ended", &after(drill.drained_ms, &format!("{running} still under way")), "");
+    row("Stable seen to be as well as before", &after(drill.verified_ms, "too little traffic to tell"), "");
+    row("Requests that it was given", &requests.to_string(), "");
+    row("Of them assigned after the swap", &assigned_late.to_string(), "0");
+    row("Of them failed for their clients", &failed.to_string(), "0");
 }
 
 /// What was known when it was decided, which is what is known at last.
@@ -98,9 +146,11 @@ fn evidence(kept: &Kept, out: &mut String) {
         let _ =
             writeln!(out, "The split was not what it should be (p = {p:.1e}), so nothing was concluded.\n");
     }
-    out.push_str(
-        "| Metric | Verdict | Alone | Bad units or value (new / stable) | Ratio, at least – at most | Not worse, for sure | Why |\n\
-         |---|---|---|---|---|---|---|\n",
+    let (new, old) = (cell(&kept.release.canary), cell(&kept.release.stable));
+    let _ = writeln!(
+        out,
+        "| Metric | Verdict | Alone | Bad units or value ({new} / {old}) | Ratio, at least – at most | Not worse, for sure | Why |\n\
+         |---|---|---|---|---|---|---|"
     );
     for metric in &judgement.metrics {
         let verdict = match metric.verdict {

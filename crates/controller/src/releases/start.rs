@@ -1,22 +1,23 @@
 //! How releases begin.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use backstop_config::Force;
 use backstop_core::rollout::{
     Analysis, Command, Effect, Event, Kind, Phase, Release, Settings, Severity, Way,
 };
+use backstop_store::Op;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 use rand::RngExt;
 use tracing::warn;
 
-use super::{DryRun, Failure, Kept, Releases, Running, kept, lock, to_its_end};
+use super::act::serve;
+use super::{DryRun, Failure, Kept, Releases, Running, archive, kept, lock, to_its_end};
 use crate::change::Actor;
 use crate::control::{Current, Order, unix_millis};
-use crate::routes::Route;
+use crate::routes::{Active, Route};
 
 /// How the time stands in an id.
 const ID_TIME: &str = "%Y%m%dT%H%M%S%3f";
@@ -61,12 +62,10 @@ impl Releases {
     }
 
     async fn begin(&self, actor: &Actor, wanted: &Wanted) -> Result<Arc<Kept>, Failure> {
-        let mut services = self.services.lock().await;
+        let place = self.place(&wanted.service);
+        let mut place = place.lock().await;
         let Begin { settings, route, digest } = self.may_begin(wanted)?;
-        if let Some(under_way) = services.get(&wanted.service).filter(|it| !it.kept.release.phase.is_final())
-        {
-            return Err(under_way_of(&under_way.kept));
-        }
+        may_follow(place.as_ref())?;
         let release = Release::begin(
             &self.next_id(&wanted.service, &wanted.to),
             &wanted.service,
@@ -76,20 +75,30 @@ impl Releases {
             settings.plan.clone(),
         );
         let text = format!("{} is to be released in place of {}", wanted.to, route.stable);
-        let mut running = self.running(&services, new(release, &settings, digest, actor, &wanted.reason)?);
-        let effects = [Effect::Tell(Severity::Info, text)];
+        let kept = new(release, &settings, digest, actor, &wanted.reason)?;
+        let running = self.running(place.as_ref(), kept);
+        self.begin_with(&mut place, running, Effect::tell(Severity::Info, text), actor).await
+    }
+
+    /// Keeps a release that begins, and serves it then.
+    pub(super) async fn begin_with(
+        &self,
+        place: &mut Option<Running>,
+        mut running: Running,
+        effect: Effect,
+        actor: &Actor,
+    ) -> Result<Arc<Kept>, Failure> {
+        let effects = [effect];
         self.note(&mut running, &effects, actor);
         if let Err(error) = self.keep(&mut running).await {
-            self.forget(&mut services, &running.kept).await;
+            self.forget(place, &running.kept).await;
             return Err(error);
         }
         let kept = Arc::new(running.kept.clone());
-        services.insert(wanted.service.clone(), running);
+        let running = place.insert(running);
         // Should it fail, the next tick does it.
-        let served =
-            services.get(&wanted.service).map(|running| self.serve(running, Order::KeepFirst, actor));
-        if let Some(Err(error)) = served {
-            warn!(%error, service = wanted.service, "the release is not served yet");
+        if let Err(error) = self.serve(running, Order::KeepFirst, actor) {
+            warn!(%error, service = kept.release.service, "the release is not served yet");
         }
         self.show(&kept);
         self.announce(&kept, &effects);
@@ -97,26 +106,31 @@ impl Releases {
     }
 
     /// The release could not be kept, or nobody knows whether it was: takes it back out of the store.
-    async fn forget(&self, services: &mut BTreeMap<String, Running>, kept: &Kept) {
+    async fn forget(&self, place: &mut Option<Running>, kept: &Kept) {
         let service = &kept.release.service;
         let Ok(Some(found)) = self.store.get(&super::key(&["release", service])).await else { return };
         let is_it =
             serde_json::from_slice::<Kept>(&found.value).is_ok_and(|it| it.release.id == kept.release.id);
-        let Some(before) = services.get_mut(service) else {
+        let Some(before) = place else {
             lock(&self.unreadable).insert(service.clone(), found.revision);
             if is_it {
                 // It never began; the next tick says so.
                 let mut aborted = Running { revision: Some(found.revision), ..Running::new(kept.clone()) };
                 aborted.kept.release.phase = Phase::Aborted;
-                services.insert(service.clone(), aborted);
+                *place = Some(aborted);
             }
             return;
         };
         before.revision = Some(found.revision);
         before.unsaved |= is_it;
+        if is_it {
+            // With it went what was told before.
+            before.outstanding.clear();
+            before.in_doubt = 0;
+        }
     }
 
-    /// Leaves the stable version for an earlier one, when no release is under way.
+    /// Leaves the stable version for an earlier one; a release under way ends.
     pub(crate) async fn go_back(
         self: &Arc<Self>,
         actor: Actor,
@@ -129,23 +143,46 @@ impl Releases {
     }
 
     async fn leave(&self, actor: &Actor, service: &str, back: Return) -> Result<Arc<Kept>, Failure> {
-        let (kept, next, effects) = self.turn_back(actor, service, back)?;
-        let mut services = self.services.lock().await;
-        let mut running = self.running(&services, kept);
+        let Turned { kept, next, effects } = self.turn_back(actor, service, back)?;
+        let place = self.place(service);
+        let mut place = place.lock().await;
+        if let Some(before) = place.as_mut().filter(|it| !it.kept.release.phase.is_final()) {
+            self.put_aside(before, &kept, actor).await;
+        }
+        let mut running = self.running(place.as_ref(), kept);
         self.advance(&mut running, next, effects, actor).await?;
         let kept = Arc::new(running.kept.clone());
-        services.insert(service.to_owned(), running);
+        *place = Some(running);
         Ok(kept)
     }
 
-    /// Serves the earlier version; what comes after is only to put it on record. Gives the release as it was before, as it
-    /// is now, and what is to be told.
+    /// A release has had to give way to `by`: puts its end on record. Nothing of it is served any more.
+    async fn put_aside(&self, running: &mut Running, by: &Kept, actor: &Actor) {
+        self.end_for(running, by, actor);
+        if let Err(error) = self.keep(running).await {
+            warn!(%error, service = running.kept.release.service, "the store will be told later of the release that ended");
+        }
+    }
+
+    /// The end of a release that has had to give way to `by`, if it has not ended by itself.
+    pub(super) fn end_for(&self, running: &mut Running, by: &Kept, actor: &Actor) {
+        let release = &running.kept.release;
+        let event = give_way(&by.release.stable, actor, &by.reason);
+        // Only what has ended refuses it.
+        let Ok((next, effects)) = release.step(event, release.now) else { return };
+        running.kept.release = next;
+        running.unsaved = true;
+        self.note(running, &effects, actor);
+        self.announce(&running.kept, &effects);
+    }
+
+    /// Serves the earlier version; what comes after is only to put it on record.
     fn turn_back(
         &self,
         actor: &Actor,
         service: &str,
         Return { to, way, reason, force }: Return,
-    ) -> Result<(Kept, Release, Vec<Effect>), Failure> {
+    ) -> Result<Turned, Failure> {
         let _one_at_a_time = lock(&self.deciding);
         let current = self.control.current();
         let route = current.routes.of(&current.config, service);
@@ -162,9 +199,6 @@ impl Releases {
         if to == route.stable {
             return Err(Failure::IsStable(to));
         }
-        if let Some(last) = self.last(service).filter(|last| !last.release.phase.is_final()) {
-            return Err(under_way_of(&last));
-        }
         if force == Force::No {
             not_vetoed(&route, &to, &target)?;
         }
@@ -173,7 +207,7 @@ impl Releases {
         let id = self.next_id(service, &to);
         let mut release =
             Release::begin(&id, service, Kind::Rollback, &to, &route.stable, settings.plan.clone());
-        // That is how it stands: the version to leave has everything.
+        // That is how it stands: the version to leave has everything, or all of what a release has left it.
         release.phase = Phase::Bake;
         let readiness = kept::readiness(&self.control.data_plane().status(), &release);
         let command = Command::Rollback { way, actor: actor.to_string(), reason: reason.clone() };
@@ -181,24 +215,45 @@ impl Releases {
         let event = Event::Command { command, stable_ready, canary_ready };
         let (next, effects) = release.step(event, 0).map_err(Failure::Command)?;
         let kept = new(release, &settings, digest, actor, &reason)?;
-        // The gateway first: the store may hang.
-        let served = Running::new(Kept { release: next.clone(), ..kept.clone() });
-        self.serve(&served, Order::ServeFirst, actor)?;
-        self.show(&served.kept);
-        Ok((kept, next, effects))
+        // The gateway first: the store may hang. What is under way ends in the same moment.
+        let served = Kept { release: next.clone(), ..kept.clone() };
+        let ended = self.given_way(&route, &to, actor, &reason);
+        let actives = ended.into_iter().chain([served.active()]).collect();
+        serve(&self.control, actives, Order::ServeFirst, actor)?;
+        self.show(&served);
+        Ok(Turned { kept, next, effects })
     }
 
-    /// What stands in the place of the last release of the service.
-    fn running(&self, services: &BTreeMap<String, Running>, kept: Kept) -> Running {
+    /// The release under way as it ends for the good of version `to`.
+    fn given_way(&self, route: &Route, to: &str, actor: &Actor, reason: &str) -> Option<Active> {
+        let active = route.active.as_ref().filter(|active| active.is_under_way())?;
+        let event = give_way(to, actor, reason);
+        let (release, _) = active.release.step(event, active.release.now).ok()?;
+        Some(Active { release, ..active.clone() })
+    }
+
+    /// What stands in the place of the release that was `before`, with what the store was not told of that one.
+    pub(super) fn running(&self, before: Option<&Running>, kept: Kept) -> Running {
         let service = &kept.release.service;
         let unreadable = || lock(&self.unreadable).get(service).copied();
-        let revision = services.get(service).and_then(|before| before.revision).or_else(unreadable);
-        Running { revision, ..Running::new(kept) }
+        let mut running = Running::new(kept.clone());
+        running.revision = before.and_then(|before| before.revision).or_else(unreadable);
+        let Some(before) = before else { return running };
+        running.outstanding.clone_from(&before.outstanding);
+        running.in_doubt = before.in_doubt;
+        let release = &before.kept.release;
+        if before.unsaved
+            && release.phase.is_final()
+            && let Ok(value) = serde_json::to_vec(&before.kept)
+        {
+            running.outstanding.push(Op::Put { key: archive::key_of(service, &release.id), value });
+        }
+        running
     }
 
     /// Of a release that begins now. It sorts behind all that there were of the service, whatever the clock says: by that
     /// the later one is known.
-    fn next_id(&self, service: &str, version: &str) -> String {
+    pub(super) fn next_id(&self, service: &str, version: &str) -> String {
         let served = self.control.route_of(service).and_then(|route| route.active);
         let known = self.last(service).map(|last| last.release.id.clone());
         let before = served.map(|active| active.release.id).max(known);
@@ -224,6 +279,27 @@ impl Releases {
     }
 }
 
+/// A service has one release at a time.
+pub(super) fn may_follow(before: Option<&Running>) -> Result<(), Failure> {
+    match before.filter(|it| !it.kept.release.phase.is_final()) {
+        Some(under_way) => Err(under_way_of(&under_way.kept)),
+        None => Ok(()),
+    }
+}
+
+fn give_way(to: &str, actor: &Actor, reason: &str) -> Event {
+    let (to, actor, reason) = (to.to_owned(), actor.to_string(), reason.to_owned());
+    let command = Command::GiveWay { to, actor, reason };
+    Event::Command { command, stable_ready: true, canary_ready: true }
+}
+
+/// A release that leaves the stable version: as it was before that, as it is now, and what is to be told.
+struct Turned {
+    kept: Kept,
+    next: Release,
+    effects: Vec<Effect>,
+}
+
 struct Begin {
     settings: Settings,
     route: Route,
@@ -240,16 +316,18 @@ impl Running {
             outstanding: Vec::new(),
             in_doubt: 0,
             trial: DryRun::default(),
+            looked: None,
+            watch: None,
         }
     }
 }
 
-fn settings_of(current: &Current, service: &str) -> Result<Settings, Failure> {
+pub(super) fn settings_of(current: &Current, service: &str) -> Result<Settings, Failure> {
     current.config.release(service).ok_or_else(|| Failure::UnknownService(service.to_owned()))
 }
 
 /// The digest of a version that the configuration has.
-fn known_version(current: &Current, service: &str, version: &str) -> Result<String, Failure> {
+pub(super) fn known_version(current: &Current, service: &str, version: &str) -> Result<String, Failure> {
     current.config.version_digest(service, version).ok_or_else(|| {
         let known = current.config.versions(service).join("`, `");
         let (service, version) = (service.to_owned(), version.to_owned());
@@ -258,7 +336,7 @@ fn known_version(current: &Current, service: &str, version: &str) -> Result<Stri
 }
 
 /// Refused if it was sent back as it is, by whatever name.
-fn not_vetoed(route: &Route, version: &str, digest: &str) -> Result<(), Failure> {
+pub(super) fn not_vetoed(route: &Route, version: &str, digest: &str) -> Result<(), Failure> {
     let Some(veto) = route.vetoes.values().find(|veto| veto.digest == digest) else { return Ok(()) };
     let (release, reason) = (veto.release.clone(), veto.cause.to_string());
     Err(Failure::Vetoed { version: version.to_owned(), release, reason })
@@ -273,7 +351,7 @@ fn under_way_of(kept: &Kept) -> Failure {
     }
 }
 
-fn new(
+pub(super) fn new(
     release: Release,
     settings: &Settings,
     digest: String,
@@ -293,6 +371,8 @@ fn new(
         baseline: None,
         timeline: Vec::new(),
         samples: Vec::new(),
+        frozen: None,
+        drill: None,
     })
 }
 

@@ -1,18 +1,18 @@
 //! Releases as operators see them.
 
 use backstop_core::evidence::{Figures, Judgement, Verdict};
-use backstop_core::rollout::{Command, Kind, Phase, Severity};
+use backstop_core::rollout::{Command, Hold, Kind, Phase, Severity};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Kept;
+use super::{Kept, Rehearsal, describe};
 
 /// A release in a few words.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Summary {
     pub(crate) id: String,
     pub(crate) service: String,
-    /// `canary`, `blue_green` or `rollback`.
+    /// `canary`, `blue_green`, `rollback` or `drill`.
     kind: &'static str,
     /// The version on trial, or the one that is left.
     version: String,
@@ -50,11 +50,13 @@ pub(crate) struct ReleaseView {
     requests_in_all: ArmsView,
     evidence: EvidenceView,
     timeline: Vec<MomentView>,
+    /// What was measured, if it is a drill.
+    drill: Option<Rehearsal>,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
 struct HoldView {
-    /// Such as `paused`, `approval` or `incident`.
+    /// Such as `paused`, `approval`, `freeze` or `incident`.
     hold: String,
     text: String,
     seconds: f64,
@@ -143,6 +145,7 @@ impl Summary {
                 Kind::Canary => "canary",
                 Kind::BlueGreen => "blue_green",
                 Kind::Rollback => "rollback",
+                Kind::Drill => "drill",
             },
             version: release.canary.clone(),
             stable: release.stable.clone(),
@@ -187,7 +190,10 @@ impl ReleaseView {
                         .ok()
                         .and_then(|it| Some(it.as_str()?.to_owned()))
                         .unwrap_or_default(),
-                    text: hold.to_string(),
+                    text: match &kept.frozen {
+                        Some(freeze) if *hold == Hold::Freeze => describe(freeze),
+                        _ => release.text_of(*hold),
+                    },
                     seconds: seconds(now.saturating_sub(*since)),
                 })
                 .collect(),
@@ -217,6 +223,7 @@ impl ReleaseView {
                     text: moment.text.clone(),
                 })
                 .collect(),
+            drill: kept.drill.clone(),
         }
     }
 }
@@ -264,6 +271,6 @@ pub(crate) fn name_of(command: &Command) -> &'static str {
         Command::Approve => "next step approved",
         Command::Promote => "promoted",
         Command::Abort => "aborted",
-        Command::Rollback { .. } => "rolled back",
+        Command::Rollback { .. } | Command::GiveWay { .. } => "rolled back",
     }
 }

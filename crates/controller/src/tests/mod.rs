@@ -19,7 +19,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use backstop_core::event::{Event, What};
 use backstop_core::health::State;
-use backstop_core::report::{Latencies, TrialReport};
+use backstop_core::report::{DrillResult, Latencies, TrialReport};
 use backstop_core::status::{DependencyState, EndpointStatus, ServiceStatus, Status, Totals, VersionStatus};
 use backstop_core::table::{Duty, EndpointSpec, ServiceSpec, TableSpec, VersionSpec};
 use http_body_util::BodyExt;
@@ -169,6 +169,8 @@ impl DataPlane for Plane {
     fn trial_report(&self, _: &str) -> Option<TrialReport> {
         None
     }
+
+    fn drilled(&self, _: &str, _: DrillResult) {}
 
     fn latencies(&self, _: &str, _: &str) -> Option<Latencies> {
         None

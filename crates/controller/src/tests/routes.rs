@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backstop_config::{Config, Intent};
-use backstop_core::rollout::{Command, Event, Kind, Observed, Release, Way};
+use backstop_core::rollout::{Command, Drilling, Event, Kind, Observed, Phase, Release, Way, twin};
 use backstop_core::table::{Duty, ServiceSpec};
 
 use crate::routes::{Active, Route, Routes};
@@ -138,4 +138,81 @@ fn what_a_reload_must_not_do() {
         let over = routes(&config_now, &[told(&begun(&config_now), Command::Abort)]);
         assert_eq!(disturbs(&over, &text), None, "when it is over");
     }
+}
+
+/// A drill of the twin of `v1`, with its share.
+fn drilled(config: &Config) -> (Release, Active) {
+    let settings = config.release("chat").unwrap();
+    let plan = settings.plan.of_drill(Drilling { buckets: 5_000, way: Way::Instant }, settings.patience);
+    let release = Release::begin("r2", "chat", Kind::Drill, "v1", &twin("v1"), plan);
+    let well = Observed { canary_ready: true, stable_ready: true, ..Observed::default() };
+    let release = release.step(Event::Tick(well), 0).unwrap().0;
+    let digest = config.version_digest("chat", "v1").unwrap();
+    let active = Active::new(&release, (&digest, "salt"), &[], Duration::from_secs(1));
+    (release, active)
+}
+
+#[test]
+fn a_drill_gives_the_stable_version_a_twin_for_as_long_as_it_lasts() {
+    let config_now = config(FILE);
+    let (release, active) = drilled(&config_now);
+    let mut routes = Routes::default();
+    let before = routes.of(&config_now, "chat").unwrap();
+    routes.set("chat", before.clone().with(active, 1));
+    let service = served(&config_now, &routes);
+    let twin_of = |service: &ServiceSpec| service.versions.iter().find_map(|version| version.twin_of.clone());
+    assert_eq!(twin_of(&service).as_deref(), Some("v1"));
+    let trial = service.trial.as_ref().unwrap();
+    assert_eq!((trial.canary.as_str(), trial.buckets, service.stable.as_str()), ("v1~drill", 5_000, "v1"));
+    let [real, other] =
+        ["v1", "v1~drill"].map(|name| service.versions.iter().find(|it| it.name == name).unwrap());
+    assert_eq!(real.endpoints, other.endpoints);
+
+    // It holds up nobody, and ends when what it is about changes.
+    let changed = config(&FILE.replace("http://h:1", "http://h:9"));
+    assert_eq!(routes.disturbs(&changed, &changed), None);
+    assert_eq!(twin_of(&served(&changed, &routes)), None);
+    let mut elsewhere = routes.clone();
+    let other = config(&FILE.replace("    rules:", "    stable: v3\n    rules:"));
+    assert_eq!(elsewhere.follow_file(&other).len(), 1);
+    let service = served(&other, &elsewhere);
+    assert_eq!((twin_of(&service), service.trial, service.stable.as_str()), (None, None, "v3"));
+
+    // A process that finds it does not go on with it.
+    assert!(routes.end_drills());
+    let service = served(&config_now, &routes);
+    assert_eq!((twin_of(&service), service.trial), (None, None));
+    let ended = routes.of(&config_now, "chat").unwrap();
+    assert!(ended.active.as_ref().unwrap().release.epoch > release.epoch);
+    assert_eq!((ended.vetoes.len(), ended.stable, ended.previous), (0, before.stable, before.previous));
+    assert!(!routes.end_drills());
+}
+
+#[test]
+fn what_a_release_takes_out_it_says_so() {
+    let config_now = config(FILE);
+    let service = served(&config_now, &routes(&config_now, &[told(&begun(&config_now), back())]));
+    let endpoint = &service.versions.iter().find(|it| it.name == "v2").unwrap().endpoints[0];
+    assert_eq!((endpoint.duty, endpoint.ordered_by.as_deref()), (Duty::Draining, Some("release r1")));
+}
+
+#[test]
+fn a_release_that_gives_way_leaves_both_of_its_versions() {
+    let config_now = config(FILE);
+    let give_way = Command::GiveWay { to: "v3".to_owned(), actor: "ops".to_owned(), reason: String::new() };
+    let ended = told(&begun(&config_now), give_way);
+    let plan = config_now.release("chat").unwrap().plan;
+    let mut next = Release::begin("r2", "chat", Kind::Rollback, "v3", "v1", plan);
+    next.phase = Phase::Bake;
+    let next = told(&next, back());
+    let active = |release: &Release| {
+        let digest = config_now.version_digest("chat", &release.canary).unwrap();
+        Active::new(release, (&digest, "salt"), &[], Duration::from_secs(1))
+    };
+    let mut routes = Routes::default();
+    let route = routes.of(&config_now, "chat").unwrap().with(active(&ended), 1).with(active(&next), 1);
+    assert_eq!(route.vetoes.keys().collect::<Vec<_>>(), ["v1", "v2"]);
+    routes.set("chat", route);
+    let service = served(&config_now, &routes);
+    assert_eq!((service.stable.as_str(), service.trial.unwrap().buckets), ("v3", 0));
 }

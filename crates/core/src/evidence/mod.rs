@@ -42,7 +42,7 @@ pub use means::{Difference, Ratio, Sample, difference, ratio};
 pub use plan::{MetricPlan, Plan, PlanError};
 pub use process::{Arms, Range};
 use process::{Logs, Process, log_sum};
-pub use verdict::{Figures, Judgement, MetricVerdict, Rules, Verdict, likelihood};
+pub use verdict::{Figures, Judgement, MetricVerdict, Names, Rules, Verdict, likelihood};
 
 /// Evidence for a release, by which it may be sent back. What is kept of it are counts; all else follows from them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -167,6 +167,12 @@ impl Evidence {
                 self.count(&units);
             }
         }
+    }
+
+    /// Bad units of the canary that are known but do not count yet.
+    pub fn waiting(&self, metric: usize) -> u64 {
+        let of_metric = self.waiting.iter().filter(|(_, bad)| bad.metric == metric);
+        of_metric.map(|(_, bad)| bad.new.canary + bad.again.canary).sum()
     }
 
     fn count(&mut self, units: &Bad) {

@@ -22,6 +22,19 @@ pub enum Verdict {
     ProviderError,
 }
 
+/// What the two versions are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Names<'a> {
+    pub stable: &'a str,
+    pub canary: &'a str,
+}
+
+impl Default for Names<'_> {
+    fn default() -> Self {
+        Self { stable: "stable", canary: "the canary" }
+    }
+}
+
 /// What it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rules {
@@ -86,19 +99,44 @@ impl MetricVerdict {
 impl Evidence {
     /// Judges the canary by the evidence, the `requests` of this step and all units that were `assigned`.
     pub fn judge(&self, rules: &Rules, requests: Arms, assigned: &[Assigned]) -> Judgement {
+        self.judge_of(Names::default(), rules, requests, assigned)
+    }
+
+    /// The same, with reasons that call the versions by their names.
+    pub fn judge_of(
+        &self,
+        names: Names<'_>,
+        rules: &Rules,
+        requests: Arms,
+        assigned: &[Assigned],
+    ) -> Judgement {
         let p = imbalance(assigned);
         let imbalance = (p < rules.alpha_of_split).then_some(p);
         let regressed = if imbalance.is_some() { None } else { self.regressed(rules.alpha) };
-        let case = Case { rules, requests, imbalance, regressed };
+        let case = Case { names, rules, requests, imbalance, regressed };
         let metrics = (0..self.plan.metrics().len()).filter_map(|i| self.judge_metric(i, &case)).collect();
         Judgement { log_m: self.log_m(), log_certain: -rules.alpha.ln(), regressed, imbalance, metrics }
     }
 
-    fn judge_metric(&self, metric: usize, case: &Case) -> Option<MetricVerdict> {
+    fn judge_metric(&self, metric: usize, case: &Case<'_>) -> Option<MetricVerdict> {
         let evidence = self.metric(metric)?;
         let plan = &self.plan.metrics()[metric];
         let proven = evidence.log_below_margin >= -case.rules.alpha.ln();
         let (verdict, reason) = case.judge(metric, &evidence, plan.margin, proven);
+        let (verdict, reason) = match (verdict, self.waiting(metric)) {
+            (Verdict::Regressed, _) | (_, 0) => (verdict, reason),
+            (verdict, waiting) => {
+                let (canary, after) = (case.names.canary, plan.patience.as_secs_f64());
+                let units = if waiting == 1 { "unit" } else { "units" };
+                let waits = format!(
+                    "{waiting} bad {units} of {canary} can't be compared yet: they count {after} s after they were seen"
+                );
+                match verdict {
+                    Verdict::NoData => (Verdict::Insufficient, waits),
+                    verdict => (verdict, format!("{reason}; {waits}")),
+                }
+            }
+        };
         Some(MetricVerdict {
             name: plan.name.clone(),
             verdict,
@@ -114,6 +152,7 @@ impl Evidence {
 
 /// What is the same for all metrics.
 struct Case<'a> {
+    names: Names<'a>,
     rules: &'a Rules,
     requests: Arms,
     imbalance: Option<f64>,
@@ -122,7 +161,7 @@ struct Case<'a> {
 
 impl Case<'_> {
     fn judge(&self, metric: usize, it: &MetricEvidence, margin: f64, proven: bool) -> (Verdict, String) {
-        let Arms { stable, canary } = self.requests;
+        let (Arms { stable, canary }, names) = (self.requests, self.names);
         if let Some(p) = self.imbalance {
             let reason = format!("the split is not what it should be (p = {p:.1e})");
             return (Verdict::Insufficient, reason);
@@ -130,23 +169,27 @@ impl Case<'_> {
         // Beside the one that says most others may say enough for themselves.
         let sure = it.log_e >= -self.rules.alpha.ln();
         if self.regressed.is_some_and(|most| most == metric || sure) {
-            return (Verdict::Regressed, format!("the canary is worse: {}", odds(it.log_e)));
+            return (Verdict::Regressed, format!("{} is worse: {}", names.canary, odds(it.log_e)));
         }
         if canary == 0 || stable == 0 {
-            let who = if canary == 0 { "the canary" } else { "stable" };
+            let who = if canary == 0 { names.canary } else { names.stable };
             return (Verdict::NoData, format!("{who} has had no requests in this step"));
         }
         if proven {
-            return (Verdict::Pass, format!("bad less than {margin} times as often as stable is proven"));
+            return (
+                Verdict::Pass,
+                format!("bad less than {margin} times as often as {} is proven", names.stable),
+            );
         }
         if canary < self.rules.min_requests {
             let least = self.rules.min_requests;
             return (
                 Verdict::Insufficient,
-                format!("{canary} of {least} requests of the canary in this step"),
+                format!("{canary} of {least} requests of {} in this step", names.canary),
             );
         }
-        (Verdict::Pass, format!("nothing speaks against it in {canary} requests of the canary in this step"))
+        let text = format!("nothing speaks against it in {canary} requests of {} in this step", names.canary);
+        (Verdict::Pass, text)
     }
 }
 
@@ -231,6 +274,41 @@ mod tests {
             &evidence(arms(3, 60), arms(9, 9)),
             enough,
             [(Verdict::Regressed, worse), (Verdict::Pass, silent)],
+        );
+    }
+
+    #[test]
+    fn what_does_not_count_yet_is_told_and_versions_have_names() {
+        let mut metrics = vec![];
+        for patience in [Duration::from_secs(10), Duration::ZERO] {
+            let name = format!("{} s", patience.as_secs());
+            metrics.push(MetricPlan {
+                name,
+                weight: 0.5,
+                tolerated: 1.0,
+                margin: 1.5,
+                processes: 1,
+                patience,
+            });
+        }
+        let mut evidence = Evidence::new(Plan::new(metrics, 3).unwrap());
+        let (new, again) = (arms(0, 7), Arms::default());
+        evidence.add(Bad { step: 0, metric: 0, process: 0, share: 0.5, new, again }, 0).unwrap();
+        let names = Names { stable: "v1", canary: "v2" };
+        let reasons = |requests| {
+            let judged = evidence.judge_of(names, &RULES, requests, &[]);
+            judged.metrics.into_iter().map(|it| (it.verdict, it.reason)).collect::<Vec<_>>()
+        };
+        let waits = "7 bad units of v2 can't be compared yet: they count 10 s after they were seen";
+        let few = "10 of 100 requests of v2 in this step";
+        assert_eq!(
+            reasons(arms(10, 10)),
+            [(Verdict::Insufficient, format!("{few}; {waits}")), (Verdict::Insufficient, few.to_owned())]
+        );
+        let none = "v1 has had no requests in this step".to_owned();
+        assert_eq!(
+            reasons(arms(0, 10)),
+            [(Verdict::Insufficient, waits.to_owned()), (Verdict::NoData, none)]
         );
     }
 

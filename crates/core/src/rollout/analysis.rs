@@ -13,8 +13,8 @@ use super::seen::Seen;
 use super::settings::{Guardrail, MeanGuardrail, Settings, Trigger};
 use super::{Observed, millis};
 use crate::evidence::{
-    Arms, Assigned, Bad, Evidence, Judgement, MetricPlan, MetricVerdict, Overdue, Plan, PlanError, Rules,
-    Verdict,
+    Arms, Assigned, Bad, Evidence, Judgement, MetricPlan, MetricVerdict, Names, Overdue, Plan, PlanError,
+    Rules, Verdict,
 };
 use crate::report::{
     ArmReport, BadCount, BadEvent, EpochReport, Latencies, Quantiles, TrialReport, share_of_kept,
@@ -65,11 +65,11 @@ pub struct Analysis {
 }
 
 /// How the endpoints stand.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Readiness {
     pub canary: bool,
-    /// None of its endpoints can serve; one that is not checked yet is neither ready nor down.
-    pub canary_down: bool,
+    /// Why none of its endpoints can serve; one that is not checked yet is neither ready nor down.
+    pub canary_down: Option<String>,
     pub stable: bool,
 }
 
@@ -242,6 +242,11 @@ impl Analysis {
 
     /// What the evidence comes to, with the requests of `step`, of which the canary should have had so many, or of all.
     pub fn judge(&self, step: Option<u32>, min_requests: u64) -> Judgement {
+        self.judge_of(Names::default(), step, min_requests)
+    }
+
+    /// The same, with reasons that call the versions by their names.
+    pub fn judge_of(&self, names: Names<'_>, step: Option<u32>, min_requests: u64) -> Judgement {
         let Both { stable, canary } = self.counts(step);
         let requests = Arms { stable: stable.requests, canary: canary.requests };
         let mut assigned: BTreeMap<u32, Assigned> = BTreeMap::new();
@@ -257,7 +262,7 @@ impl Analysis {
         let assigned: Vec<Assigned> = assigned.into_values().rev().take(1).collect();
         let alpha = self.alpha * self.part_of_evidence();
         let rules = Rules { alpha, alpha_of_split: self.alpha, min_requests };
-        let mut judgement = self.evidence.judge(&rules, requests, &assigned);
+        let mut judgement = self.evidence.judge_of(names, &rules, requests, &assigned);
         for (guardrail, metric) in self.guardrails.iter().zip(&mut judgement.metrics) {
             lacks_proof(guardrail.proof, metric);
         }
@@ -276,7 +281,7 @@ impl Analysis {
         &mut self,
         now: u64,
         (step, age): (u32, Option<u64>),
-        readiness: Readiness,
+        readiness: &Readiness,
         window_open: bool,
     ) -> Observed {
         let both = self.counts(None);
@@ -293,7 +298,7 @@ impl Analysis {
         let mut observed = Observed {
             canary_ready: readiness.canary,
             stable_ready: readiness.stable,
-            hard_stop: self.hard_stop(now, readiness.canary_down, age),
+            hard_stop: self.hard_stop(now, readiness.canary_down.as_deref(), age),
             regressed,
             imbalance: judgement.imbalance.is_some(),
             window_open,

@@ -8,7 +8,7 @@ use super::{ALL, Kind, OnExpiry, Plan, Severity, Step, Way};
 use crate::report::{ArmReport, BadCount, BadEvent, EpochReport, Latencies, Quantiles, TrialReport};
 
 pub(super) const NOW: u64 = 0;
-pub(super) const UP: Readiness = Readiness { canary: true, canary_down: false, stable: true };
+pub(super) const UP: Readiness = Readiness { canary: true, canary_down: None, stable: true };
 
 pub(super) fn settings() -> Settings {
     let step = |buckets| Step { buckets, hold: Duration::ZERO, min_requests: 100, approval: false };
@@ -59,7 +59,7 @@ fn a_report_that_comes_again_changes_nothing() {
     }
     assert_eq!(analysis.judge(Some(0), 0).metrics[0].bad[0].canary, 3);
     assert_eq!(analysis.counts(Some(0)).canary.requests, 100);
-    assert_eq!(analysis.observe(0, (0, Some(60_000)), UP, true).regressed, None);
+    assert_eq!(analysis.observe(0, (0, Some(60_000)), &UP, true).regressed, None);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn counts_of_a_process_that_began_anew_are_added() {
 fn a_dead_canary_is_told_by_ten_requests() {
     let mut analysis = Analysis::new(&settings()).unwrap();
     analysis.take(&report(1, 0, arm(90, vec![]), arm(10, vec![bad(BadEvent::Error, 0..10)])), NOW, 0, 0);
-    assert_eq!(analysis.observe(0, (0, Some(60_000)), UP, true).regressed.as_deref(), Some("error_rate"));
+    assert_eq!(analysis.observe(0, (0, Some(60_000)), &UP, true).regressed.as_deref(), Some("error_rate"));
 }
 
 #[test]
@@ -93,15 +93,18 @@ fn errors_of_the_canary_wait_for_those_of_stable() {
     let dead = report(1, 0, arm(90, vec![]), arm(10, vec![bad(BadEvent::Error, 0..10)]));
     let mut analysis = Analysis::new(&patient).unwrap();
     analysis.take(&dead, NOW, 0, 0);
-    assert_eq!(analysis.observe(4_999, (0, Some(60_000)), UP, true).regressed, None);
-    assert_eq!(analysis.observe(5_000, (0, Some(60_000)), UP, true).regressed.as_deref(), Some("error_rate"));
+    assert_eq!(analysis.observe(4_999, (0, Some(60_000)), &UP, true).regressed, None);
+    assert_eq!(
+        analysis.observe(5_000, (0, Some(60_000)), &UP, true).regressed.as_deref(),
+        Some("error_rate")
+    );
 
     // Stable's requests hang where the canary's fail at once.
     let mut hanging = dead;
     hanging.epochs[0].stable.silent = 90;
     let mut analysis = Analysis::new(&patient).unwrap();
     analysis.take(&hanging, NOW, 0, 0);
-    assert_eq!(analysis.observe(5_000, (0, Some(60_000)), UP, true).regressed, None);
+    assert_eq!(analysis.observe(5_000, (0, Some(60_000)), &UP, true).regressed, None);
 }
 
 #[test]
@@ -122,7 +125,7 @@ fn what_both_arms_suffer_is_no_regression() {
     let mut analysis = Analysis::new(&settings()).unwrap();
     let (stable, canary) = (vec![bad(BadEvent::Error, 0..900)], vec![bad(BadEvent::Error, 1_000..1_100)]);
     analysis.take(&report(1, 0, arm(900, stable), arm(100, canary)), NOW, 0, 0);
-    assert_eq!(analysis.observe(0, (0, Some(60_000)), UP, true).regressed, None);
+    assert_eq!(analysis.observe(0, (0, Some(60_000)), &UP, true).regressed, None);
 }
 
 #[test]
@@ -139,15 +142,15 @@ fn latencies_count_after_the_warm_up_and_by_their_own_limits() {
 
     let slow = |units| report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Slow(4), units)]));
     analysis.take(&slow(0..40), NOW, 0, 59_999);
-    assert_eq!(analysis.observe(0, (0, Some(60_000)), UP, true).regressed, None, "a cold engine is slow");
+    assert_eq!(analysis.observe(0, (0, Some(60_000)), &UP, true).regressed, None, "a cold engine is slow");
     analysis.take(&slow(0..40), NOW, 0, 60_000);
     assert_eq!(
-        analysis.observe(0, (0, Some(60_000)), UP, true).regressed,
+        analysis.observe(0, (0, Some(60_000)), &UP, true).regressed,
         None,
         "and its units have had their say"
     );
     analysis.take(&slow(40..80), NOW, 0, 60_000);
-    assert_eq!(analysis.observe(0, (0, Some(60_000)), UP, true).regressed.as_deref(), Some("latency"));
+    assert_eq!(analysis.observe(0, (0, Some(60_000)), &UP, true).regressed.as_deref(), Some("latency"));
 }
 
 #[test]
@@ -156,36 +159,46 @@ fn with_too_many_bad_units_a_step_says_no_more() {
     let mut report = report(1, 0, arm(900, vec![]), arm(100, vec![bad(BadEvent::Error, 0..50)]));
     report.epochs[0].canary.bad[0].overflow = true;
     analysis.take(&report, NOW, 0, 0);
-    assert_eq!(analysis.observe(0, (0, Some(60_000)), UP, true).regressed, None);
+    assert_eq!(analysis.observe(0, (0, Some(60_000)), &UP, true).regressed, None);
 }
 
 #[test]
 fn a_split_that_is_not_as_it_should_be_is_told() {
     let mut analysis = Analysis::new(&settings()).unwrap();
     analysis.take(&report(1, 0, arm(900, vec![]), arm(500, vec![bad(BadEvent::Error, 0..50)])), NOW, 0, 0);
-    let observed = analysis.observe(0, (0, Some(60_000)), UP, true);
+    let observed = analysis.observe(0, (0, Some(60_000)), &UP, true);
     assert_eq!((observed.imbalance, observed.regressed), (true, None));
 }
 
 #[test]
 fn a_version_that_is_down_or_does_not_stay_up_is_a_hard_stop() {
     let mut analysis = Analysis::new(&settings()).unwrap();
-    let down = Readiness { canary: false, canary_down: true, stable: true };
-    assert_eq!(analysis.observe(0, (0, Some(60_000)), down, true).hard_stop, None);
-    assert_eq!(analysis.observe(2_000, (0, Some(60_000)), UP, true).hard_stop, None, "a probe may come back");
-    assert_eq!(analysis.observe(10_000, (0, Some(60_000)), down, true).hard_stop, None);
-    assert!(analysis.observe(13_000, (0, Some(60_000)), down, true).hard_stop.unwrap().contains("none"));
-    assert_eq!(analysis.observe(14_000, (0, Some(60_000)), UP, true).hard_stop, None);
-    let third = analysis.observe(60_000, (0, Some(60_000)), down, true).hard_stop.unwrap();
+    let down = Readiness { canary: false, canary_down: Some("refused".to_owned()), stable: true };
+    assert_eq!(analysis.observe(0, (0, Some(60_000)), &down, true).hard_stop, None);
+    assert_eq!(
+        analysis.observe(2_000, (0, Some(60_000)), &UP, true).hard_stop,
+        None,
+        "a probe may come back"
+    );
+    assert_eq!(analysis.observe(10_000, (0, Some(60_000)), &down, true).hard_stop, None);
+    assert!(
+        analysis
+            .observe(13_000, (0, Some(60_000)), &down, true)
+            .hard_stop
+            .unwrap()
+            .ends_with("serve: refused")
+    );
+    assert_eq!(analysis.observe(14_000, (0, Some(60_000)), &UP, true).hard_stop, None);
+    let third = analysis.observe(60_000, (0, Some(60_000)), &down, true).hard_stop.unwrap();
     assert!(third.contains("3 times"), "{third}");
-    assert_eq!(analysis.observe(700_000, (0, Some(60_000)), UP, true).hard_stop, None, "long ago");
+    assert_eq!(analysis.observe(700_000, (0, Some(60_000)), &UP, true).hard_stop, None, "long ago");
 
     let starting = Readiness { canary: false, ..UP };
     for second in 0..60 {
-        assert_eq!(analysis.observe(800_000 + second * 1_000, (0, Some(0)), starting, true).hard_stop, None);
+        assert_eq!(analysis.observe(800_000 + second * 1_000, (0, Some(0)), &starting, true).hard_stop, None);
     }
     for second in 0..60 {
-        let flaps = if second % 2 == 0 { down } else { UP };
+        let flaps = if second % 2 == 0 { &down } else { &UP };
         assert_eq!(
             analysis.observe(900_000 + second * 1_000, (0, None), flaps, true).hard_stop,
             None,
@@ -217,7 +230,7 @@ fn triggers_go_by_their_window_and_by_who_else_is_hit() {
             arm(requests, vec![errors])
         };
         analysis.take(&report(1, 0, arm_of(stable), arm_of(canary)), NOW, 0, 0);
-        let observed = analysis.observe(second * 1_000, (0, Some(60_000)), UP, true);
+        let observed = analysis.observe(second * 1_000, (0, Some(60_000)), &UP, true);
         (observed.warning.is_some(), observed.stable_in_trouble)
     };
     let mut analysis = Analysis::new(&settings).unwrap();
@@ -238,9 +251,9 @@ fn pulled(trigger: &Trigger, stable: u64, canary: u64) -> super::Observed {
         let errors = BadCount { event: BadEvent::Error, requests: errors, units: vec![], overflow: false };
         arm(100, vec![errors])
     };
-    analysis.observe(0, (0, Some(60_000)), UP, true);
+    analysis.observe(0, (0, Some(60_000)), &UP, true);
     analysis.take(&report(1, 0, arm_of(stable), arm_of(canary)), NOW, 0, 0);
-    analysis.observe(10_000, (0, Some(60_000)), UP, true)
+    analysis.observe(10_000, (0, Some(60_000)), &UP, true)
 }
 
 #[test]
@@ -295,7 +308,7 @@ fn half_of_stables_requests_failing_is_an_incident_without_any_trigger() {
     let mut in_trouble = |second: u64, requests: u64, errors: u64| {
         let errors = BadCount { event: BadEvent::Error, requests: errors, units: vec![], overflow: false };
         analysis.take(&report(1, 0, arm(requests, vec![errors]), arm(100, vec![])), NOW, 0, 0);
-        analysis.observe(second * 1_000, (0, Some(60_000)), UP, true).stable_in_trouble
+        analysis.observe(second * 1_000, (0, Some(60_000)), &UP, true).stable_in_trouble
     };
     assert!(!in_trouble(0, 100, 100), "what was before it looked is not now");
     assert!(!in_trouble(10, 119, 119), "too few");
@@ -314,10 +327,10 @@ fn outage(before: (u64, u64), stable: (u64, u64), canary: (u64, u64)) -> (bool, 
     };
     let mut analysis = Analysis::new(&settings()).unwrap();
     analysis.take(&report(1, 2, arm_of(before), arm_of((0, 0))), NOW, 2, 0);
-    analysis.observe(0, (2, Some(60_000)), UP, true);
+    analysis.observe(0, (2, Some(60_000)), &UP, true);
     let stable = (before.0 + stable.0, before.1 + stable.1);
     analysis.take(&report(1, 2, arm_of(stable), arm_of(canary)), NOW, 2, 0);
-    let observed = analysis.observe(10_000, (2, Some(60_000)), UP, true);
+    let observed = analysis.observe(10_000, (2, Some(60_000)), &UP, true);
     (observed.stable_in_trouble, observed.hard_stop)
 }
 
@@ -343,13 +356,13 @@ fn after_a_rollback_stable_has_to_be_as_well_as_before() {
     let after = |requests: u64, errors: u64, analysis: &mut Analysis| {
         let errors = bad(BadEvent::Error, 5_000..5_000 + errors);
         analysis.take(&report(2, 5, arm(requests, vec![errors]), arm(0, vec![])), NOW, 5, 0);
-        analysis.observe(0, (5, Some(60_000)), UP, true).recovered
+        analysis.observe(0, (5, Some(60_000)), &UP, true).recovered
     };
     assert_eq!(after(19, 0, &mut analysis), None);
     assert_eq!(after(100, 2, &mut analysis), Some(true));
     assert_eq!(after(200, 40, &mut analysis), Some(false));
     let down = Readiness { stable: false, ..UP };
-    assert_eq!(analysis.observe(0, (5, Some(60_000)), down, true).recovered, Some(false));
+    assert_eq!(analysis.observe(0, (5, Some(60_000)), &down, true).recovered, Some(false));
 }
 
 #[test]

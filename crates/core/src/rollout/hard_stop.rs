@@ -60,13 +60,13 @@ impl Analysis {
     }
 
     /// Why the canary can't be tried any longer.
-    pub(super) fn hard_stop(&mut self, now: u64, is_down: bool, age: Option<u64>) -> Option<String> {
+    pub(super) fn hard_stop(&mut self, now: u64, down: Option<&str>, age: Option<u64>) -> Option<String> {
         if age.is_none() {
             // It may take its time to come up.
             (self.down_since, self.crashes) = (None, VecDeque::new());
             return None;
         }
-        if !is_down {
+        if down.is_none() {
             self.down_since = None;
         } else if self.down_since.is_none() {
             self.down_since = Some(now);
@@ -75,8 +75,9 @@ impl Analysis {
         while self.crashes.front().is_some_and(|at| now.saturating_sub(*at) > CRASHES_WITHIN) {
             self.crashes.pop_front();
         }
-        if self.down_since.is_some_and(|since| now.saturating_sub(since) >= DOWN_FOR) {
-            return Some("none of its endpoints can serve".to_owned());
+        let is_long = self.down_since.is_some_and(|since| now.saturating_sub(since) >= DOWN_FOR);
+        if let Some(why) = down.filter(|_| is_long) {
+            return Some(format!("none of its endpoints can serve: {why}"));
         }
         let crashes = self.crashes.len();
         (crashes >= MOST_CRASHES).then(|| format!("it went down {crashes} times within ten minutes"))

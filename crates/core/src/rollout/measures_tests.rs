@@ -39,7 +39,7 @@ fn answers_that_grow_or_shrink_too_much_are_a_regression() {
     ] {
         let mut analysis = of_means(mean(limits.0, limits.1));
         analysis.take(&report(1, 0, with(9_000, 100.0), with(1_000, canary)), NOW, 0, 0);
-        let observed = analysis.observe(0, (0, WARM), UP, true);
+        let observed = analysis.observe(0, (0, WARM), &UP, true);
         assert_eq!(observed.regressed.as_deref(), expected, "{canary} {limits:?}");
         let judgement = analysis.judge(Some(0), 0);
         let verdict = judgement.metrics.last().unwrap();
@@ -89,7 +89,7 @@ fn a_proof_that_is_asked_for_is_waited_for() {
             (bad(BadEvent::Error, 0..9 * units), bad(BadEvent::Error, 10_000..10_000 + units));
         analysis.take(&report(1, 0, arm(9_000, vec![stable]), arm(1_000, vec![canary])), NOW, 0, 0);
         let metric = analysis.judge(Some(0), 100).metrics[0].clone();
-        (analysis.observe(0, (0, WARM), UP, true).unproven, metric.verdict, metric.reason)
+        (analysis.observe(0, (0, WARM), &UP, true).unproven, metric.verdict, metric.reason)
     };
     let (unproven, verdict, reason) = take(&mut analysis, 10);
     assert_eq!((unproven.as_deref(), verdict), (Some("error_rate"), Verdict::Insufficient));
@@ -117,7 +117,7 @@ fn number(number: f64) -> Option<Heard> {
 fn observe(analysis: &mut Analysis, at: u64, reading: Reading) -> Observed {
     let measured = Measured { readings: &[reading], stale_after: 30_000, stable: &[], canary: &[] };
     analysis.measure(at * 1_000, (0, WARM), false, measured);
-    analysis.observe(at * 1_000, (0, WARM), UP, true)
+    analysis.observe(at * 1_000, (0, WARM), &UP, true)
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn growth_of_memory_is_held_against_stables() {
             let measured =
                 Measured { readings: &[], stale_after: 30_000, stable: &[stable], canary: &[canary] };
             analysis.measure(second * 1_000, (0, WARM), false, measured);
-            seen = analysis.observe(second * 1_000, (0, WARM), UP, true);
+            seen = analysis.observe(second * 1_000, (0, WARM), &UP, true);
         }
         assert_eq!(
             (seen.regressed.is_some(), seen.stable_in_trouble),

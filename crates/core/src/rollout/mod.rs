@@ -11,7 +11,12 @@ mod analysis;
 #[cfg(test)]
 mod analysis_tests;
 mod counts;
+mod drill;
+#[cfg(test)]
+mod drill_tests;
+mod effect;
 mod engines;
+mod freeze;
 mod gauge;
 mod hard_stop;
 mod measures;
@@ -33,7 +38,10 @@ use serde::{Deserialize, Serialize};
 
 pub use analysis::{Analysis, Readiness};
 pub use counts::{Both, Counts, EVENTS};
+pub use drill::{DRILL, Drilling, twin};
+pub use effect::{About, Effect, Exposure, Severity, Told};
 pub use engines::EngineUse;
+pub use freeze::Freeze;
 pub use gauge::{Answer, Gauge, Heard, Limit, Reading, Source};
 pub use measures::{Asked, Measured};
 pub use plan::{ALL, OnExpiry, Plan, Step, Way};
@@ -76,6 +84,9 @@ pub enum Kind {
     BlueGreen,
     /// Away from a version that had become stable.
     Rollback,
+    /// A rehearsal: the version on trial gets a share for a moment, and goes back as if it were bad. It is never promoted, and
+    /// nothing is held against it.
+    Drill,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,29 +157,14 @@ pub enum Hold {
     Unkept,
     /// What a guardrail wants to be proven is not.
     Proof,
-    /// Outside of the release window, or during a freeze.
+    /// Outside of the release window.
     Window,
+    /// Nothing is to change for a while.
+    Freeze,
     /// The canary can't serve yet.
     NotReady,
     /// It is too old, and somebody has to decide.
     Expired,
-}
-
-impl fmt::Display for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Paused => "paused",
-            Self::Approval => "waits for approval",
-            Self::Incident => "incident: stable is in trouble",
-            Self::Imbalance => "the split is not what it should be",
-            Self::Provider => "a source of metrics does not answer",
-            Self::Unkept => "what is decided can't be written down",
-            Self::Proof => "waits for proof that the canary is not worse",
-            Self::Window => "outside of the release window",
-            Self::NotReady => "the canary is not ready",
-            Self::Expired => "expired: somebody has to decide",
-        })
-    }
 }
 
 /// Why a version was sent back.
@@ -241,6 +237,8 @@ pub struct Observed {
     pub unproven: Option<String>,
     /// A step may begin now.
     pub window_open: bool,
+    /// Nothing is to change now, but for the worse being left.
+    pub frozen: bool,
     /// Requests that the canary has had in this step.
     pub requests: u64,
     /// Stable is as well as before the release; `None` = not known yet.
@@ -263,39 +261,12 @@ pub enum Command {
         actor: String,
         reason: String,
     },
-}
-
-/// What follows from a step.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Effect {
-    /// The canary's share has changed: see [`Release::exposure`].
-    Expose(Exposure),
-    /// The canary gets nothing any more, by rules neither, and is not released again as it is.
-    Veto,
-    /// Worth telling.
-    Tell(Severity, String),
-    /// The release has ended: its account can be written.
-    Account,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Severity {
-    Info,
-    Warning,
-    Critical,
-}
-
-/// Who gets what.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exposure {
-    /// Gets what the canary does not.
-    pub stable: String,
-    pub canary: String,
-    pub buckets: u32,
-    /// Evidence of each is counted for itself.
-    pub step: u32,
+    /// Ends as it is, at once and without a look at what comes of it: the traffic goes to another version than its own two.
+    GiveWay {
+        to: String,
+        actor: String,
+        reason: String,
+    },
 }
 
 /// Why a command was refused.
@@ -368,6 +339,24 @@ impl Release {
         let stable = if self.phase == Phase::Promoted { &self.canary } else { &self.stable };
         let (canary, buckets, step) = (self.canary.clone(), self.buckets(), self.evidence_step());
         Exposure { stable: stable.clone(), canary, buckets, step }
+    }
+
+    /// What holds it up, in words.
+    pub fn text_of(&self, hold: Hold) -> String {
+        let Self { stable, canary, .. } = self;
+        match hold {
+            Hold::Paused => "paused".to_owned(),
+            Hold::Approval => "waits for approval".to_owned(),
+            Hold::Incident => format!("incident: {stable} is in trouble"),
+            Hold::Imbalance => "the split is not what it should be".to_owned(),
+            Hold::Provider => "a source of metrics does not answer".to_owned(),
+            Hold::Unkept => "what is decided can't be written down".to_owned(),
+            Hold::Proof => format!("waits for proof that {canary} is not worse"),
+            Hold::Window => "outside of the release window".to_owned(),
+            Hold::Freeze => "frozen".to_owned(),
+            Hold::NotReady => format!("{canary} is not ready"),
+            Hold::Expired => "expired: somebody has to decide".to_owned(),
+        }
     }
 
     /// What is counted changes, though the shares don't.

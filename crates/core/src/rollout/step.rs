@@ -1,13 +1,20 @@
 //! The transitions.
 
 use super::{
-    ALL, Cause, Command, Effect, Event, Hold, Observed, OnExpiry, Phase, Refused, Release, Severity, Way,
-    millis,
+    ALL, About, Cause, Command, Effect, Event, Hold, Kind, Observed, OnExpiry, Phase, Refused, Release,
+    Severity, Way, millis,
 };
 
 /// While one of these lasts, the time of a phase does not count.
-const DISTURBANCES: [Hold; 6] =
-    [Hold::Paused, Hold::Incident, Hold::Imbalance, Hold::Provider, Hold::Unkept, Hold::Expired];
+const DISTURBANCES: [Hold; 7] = [
+    Hold::Paused,
+    Hold::Incident,
+    Hold::Imbalance,
+    Hold::Provider,
+    Hold::Unkept,
+    Hold::Freeze,
+    Hold::Expired,
+];
 
 impl Release {
     /// What becomes of it with `event`, at `now` of its own time.
@@ -41,6 +48,7 @@ impl Release {
 
     fn tick(&mut self, observed: &Observed, elapsed: u64, effects: &mut Vec<Effect>) {
         match self.phase {
+            _ if self.kind == Kind::Drill => self.rehearse(observed, elapsed, effects),
             Phase::Waiting | Phase::Step { .. } | Phase::Bake => self.try_out(observed, elapsed, effects),
             Phase::Retreat { index } => self.retreat_further(index, observed, elapsed, effects),
             Phase::Verifying => self.verify(observed, effects),
@@ -60,13 +68,16 @@ impl Release {
         let unknown = observed.provider_error.as_ref().filter(|_| on_trial);
         self.hold_for(Hold::Provider, unknown.is_some(), unknown, effects);
         self.hold(Hold::Unkept, observed.unkept, effects);
+        self.hold(Hold::Freeze, observed.frozen, effects);
         if let Some(trigger) = observed.warning.as_ref().filter(|_| on_trial)
             && self.holds.insert(Hold::Paused, self.now).is_none()
         {
-            effects.push(Effect::Tell(Severity::Warning, format!("paused by the trigger {trigger}")));
+            let text = format!("paused by the trigger {trigger}");
+            effects.push(Effect::tell_of(About::Trigger, Severity::Warning, text));
         }
         if let Some(trigger) = observed.noted.as_ref().filter(|_| on_trial) {
-            effects.push(Effect::Tell(Severity::Info, format!("the trigger {trigger} was set off")));
+            let text = format!("the trigger {trigger} was set off");
+            effects.push(Effect::tell_of(About::Trigger, Severity::Info, text));
         }
         if self.now >= millis(self.plan.max_age) {
             match self.plan.on_expiry {
@@ -83,7 +94,7 @@ impl Release {
     }
 
     /// Why, and how, it has to go back.
-    fn verdict(&self, observed: &Observed) -> Option<(Way, Cause)> {
+    pub(super) fn verdict(&self, observed: &Observed) -> Option<(Way, Cause)> {
         if self.phase == Phase::Waiting {
             return None;
         }
@@ -141,15 +152,19 @@ impl Release {
             Phase::Promoted => format!("{} is promoted", self.canary),
             _ => format!("{} goes on with {}: {}", self.canary, percent(self.buckets()), self.phase),
         };
-        effects.push(Effect::Tell(Severity::Info, news));
+        effects.push(Effect::tell(Severity::Info, news));
     }
 
-    fn go_back(&mut self, way: Way, cause: Cause, effects: &mut Vec<Effect>) {
+    pub(super) fn go_back(&mut self, way: Way, cause: Cause, effects: &mut Vec<Effect>) {
         let severity = match &cause {
+            // Nobody has to get up for it.
+            _ if self.kind == Kind::Drill => Severity::Info,
             Cause::Operator { .. } | Cause::Expired => Severity::Warning,
             _ => Severity::Critical,
         };
-        effects.push(Effect::Tell(severity, format!("{} goes back: {cause}", self.canary)));
+        let by_trigger = matches!(cause, Cause::Trigger { .. }) && self.kind != Kind::Drill;
+        let about = if by_trigger { About::Trigger } else { About::Release };
+        effects.push(Effect::tell_of(about, severity, format!("{} goes back: {cause}", self.canary)));
         let current = self.buckets();
         self.cause = Some(cause);
         let lower = self.plan.retreat.iter().position(|buckets| *buckets < current);
@@ -159,7 +174,7 @@ impl Release {
         }
     }
 
-    fn retreat_further(
+    pub(super) fn retreat_further(
         &mut self,
         index: usize,
         observed: &Observed,
@@ -168,10 +183,9 @@ impl Release {
     ) {
         let incident = observed.stable_in_trouble || !observed.stable_ready;
         if !incident && self.is_worse_than_thought(observed) {
-            effects.push(Effect::Tell(
-                Severity::Critical,
-                format!("{} gets nothing more at once: it has become worse", self.canary),
-            ));
+            let about = if observed.critical.is_some() { About::Trigger } else { About::Release };
+            let text = format!("{} gets nothing more at once: it has become worse", self.canary);
+            effects.push(Effect::tell_of(about, Severity::Critical, text));
             return self.be_back(effects);
         }
         self.hold_in_trouble(incident, observed, effects);
@@ -199,7 +213,7 @@ impl Release {
         match self.plan.retreat.get(index) {
             Some(buckets) if *buckets > 0 => {
                 let news = format!("{} goes down to {}", self.canary, percent(*buckets));
-                effects.push(Effect::Tell(Severity::Info, news));
+                effects.push(Effect::tell(Severity::Info, news));
                 self.enter(Phase::Retreat { index });
             }
             _ => self.be_back(effects),
@@ -208,13 +222,13 @@ impl Release {
 
     fn be_back(&mut self, effects: &mut Vec<Effect>) {
         self.enter(Phase::Verifying);
-        // One that only took too long has shown no fault.
-        if self.cause != Some(Cause::Expired) {
+        // One that only took too long has shown no fault, nor has one that was only to be seen going back.
+        if self.cause != Some(Cause::Expired) && self.kind != Kind::Drill {
             effects.push(Effect::Veto);
         }
     }
 
-    fn verify(&mut self, observed: &Observed, effects: &mut Vec<Effect>) {
+    pub(super) fn verify(&mut self, observed: &Observed, effects: &mut Vec<Effect>) {
         self.hold_in_trouble(observed.stable_in_trouble, observed, effects);
         let in_time = self.now - self.since < millis(self.plan.verify);
         let (phase, severity, news) = match observed.recovered {
@@ -229,7 +243,9 @@ impl Release {
         };
         let news = format!("{} {news}", self.stable);
         self.enter(phase);
-        effects.push(Effect::Tell(severity, news));
+        // What comes of a drill is told with all that was measured.
+        let severity = if self.kind == Kind::Drill { Severity::Info } else { severity };
+        effects.push(Effect::tell(severity, news));
     }
 
     fn obey(
@@ -240,7 +256,11 @@ impl Release {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refused> {
         let is_back = self.phase.is_back();
+        if self.kind == Kind::Drill {
+            return self.obey_in_drill(&command, effects);
+        }
         match command {
+            Command::GiveWay { to, actor, reason } => self.give_way(&to, (actor, reason), effects),
             Command::Pause if self.phase == Phase::Verifying => {
                 return Err(Refused::Pointless("the version has been sent back, and is only verified"));
             }
@@ -290,6 +310,41 @@ impl Release {
         Ok(())
     }
 
+    /// Ends at once, for the good of a third version.
+    fn give_way(&mut self, to: &str, (actor, reason): (String, String), effects: &mut Vec<Effect>) {
+        let had_its_turn = self.phase != Phase::Waiting;
+        let (was_back, canary) = (self.phase.is_back(), self.canary.clone());
+        self.enter(if had_its_turn { Phase::RolledBack } else { Phase::Aborted });
+        if had_its_turn && self.cause.is_none() {
+            self.cause = Some(Cause::Operator { actor: actor.clone(), reason });
+        }
+        let text = if was_back {
+            format!("ended by {actor} before {} was verified: {to} gets the traffic", self.stable)
+        } else {
+            format!("{canary} is left by {actor}: {to} gets the traffic")
+        };
+        effects.push(Effect::tell(Severity::Warning, text));
+        if had_its_turn && self.cause != Some(Cause::Expired) {
+            effects.push(Effect::Veto);
+        }
+    }
+
+    /// A drill goes by itself, and can only be ended: whatever an operator wants then is more urgent.
+    fn obey_in_drill(&mut self, command: &Command, effects: &mut Vec<Effect>) -> Result<(), Refused> {
+        match command {
+            Command::Abort => self.call_off("an operator has ended it", effects),
+            Command::Rollback { actor, .. } | Command::GiveWay { actor, .. } => {
+                self.call_off(&format!("{actor} rolls back"), effects);
+            }
+            Command::Pause | Command::Resume | Command::Approve | Command::Promote => {
+                return Err(Refused::Pointless(
+                    "this is a drill, which goes by itself and can only be aborted",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn next_needs_approval(&self) -> bool {
         let next = match self.phase {
             Phase::Waiting => 0,
@@ -299,7 +354,7 @@ impl Release {
         !self.approved && self.plan.steps.get(next).is_some_and(|step| step.approval)
     }
 
-    fn enter(&mut self, phase: Phase) {
+    pub(super) fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         (self.since, self.clean, self.approved) = (self.now, 0, false);
         self.holds.clear();
@@ -311,7 +366,7 @@ impl Release {
     }
 
     /// Something holds the release up from now on, or does no more.
-    fn hold(&mut self, hold: Hold, holds: bool, effects: &mut Vec<Effect>) {
+    pub(super) fn hold(&mut self, hold: Hold, holds: bool, effects: &mut Vec<Effect>) {
         self.hold_for(hold, holds, None, effects);
     }
 
@@ -323,16 +378,17 @@ impl Release {
             new.insert(self.now);
             let severity = match hold {
                 Hold::Incident => Severity::Critical,
-                Hold::Approval | Hold::Window | Hold::NotReady | Hold::Proof => Severity::Info,
+                Hold::Approval | Hold::Window | Hold::Freeze | Hold::NotReady | Hold::Proof => Severity::Info,
                 _ => Severity::Warning,
             };
             let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
-            effects.push(Effect::Tell(severity, format!("{} is held up: {hold}{why}", self.canary)));
+            let text = format!("{} is held up: {}{why}", self.canary, self.text_of(hold));
+            effects.push(Effect::tell(severity, text));
         }
     }
 }
 
 /// A share as an operator would write it.
-fn percent(buckets: u32) -> String {
+pub(super) fn percent(buckets: u32) -> String {
     format!("{}%", f64::from(buckets) * 100.0 / f64::from(ALL))
 }

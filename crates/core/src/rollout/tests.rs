@@ -51,6 +51,10 @@ fn back(way: Way) -> Command {
     Command::Rollback { way, actor: "ops".to_owned(), reason: String::new() }
 }
 
+fn give_way() -> Command {
+    Command::GiveWay { to: "v0".to_owned(), actor: "ops".to_owned(), reason: String::new() }
+}
+
 /// Ticks a minute apart.
 #[track_caller]
 fn after(release: &Release, minutes: u64, observed: &Observed) -> Release {
@@ -174,8 +178,8 @@ fn stable_alone_in_trouble_freezes_every_phase_until_it_has_recovered() {
     let stages = [release(plan()), at(1, plan()), at(50, plan()), baking, gradual];
     for before in stages {
         let (during, effects) = before.step(Event::Tick(trouble.clone()), before.now + MINUTE).unwrap();
-        let text = "v2 is held up: incident: stable is in trouble (the trigger error_rate > 20% over 30 s)";
-        assert_eq!(effects, [Effect::Tell(Severity::Critical, text.to_owned())], "{}", before.phase);
+        let text = "v2 is held up: incident: v1 is in trouble (the trigger error_rate > 20% over 30 s)";
+        assert_eq!(effects, [Effect::tell(Severity::Critical, text)], "{}", before.phase);
         let during = after(&during, 60, &trouble);
         assert_eq!((during.phase, during.buckets()), (before.phase, before.buckets()));
         let afterwards = after(&during, 1, &well());
@@ -199,7 +203,7 @@ fn what_is_not_known_is_not_good() {
     let unknown = Observed { provider_error: Some("queue: refused".to_owned()), ..well() };
     let (held, effects) = before.step(Event::Tick(unknown.clone()), before.now + MINUTE).unwrap();
     let text = "v2 is held up: a source of metrics does not answer (queue: refused)";
-    assert_eq!(effects, [Effect::Tell(Severity::Warning, text.to_owned())]);
+    assert_eq!(effects, [Effect::tell(Severity::Warning, text)]);
     let held = after(&held, 60, &unknown);
     assert_eq!(after(&held, 4, &well()).phase, Phase::Step { index: 1 }, "its time did not count");
     let late = Plan { max_age: Duration::from_secs(1_800), ..plan() };
@@ -461,6 +465,51 @@ fn it_can_be_called_off_whatever_holds_it_up_until_it_goes_back() {
 }
 
 #[test]
+fn it_gives_way_to_a_third_version_at_once_and_with_its_veto() {
+    let step = at(10, plan());
+    let stages = [
+        (release(plan()), Phase::Aborted, false),
+        (step.clone(), Phase::RolledBack, true),
+        (after(&at(100, plan()), 5, &well()), Phase::RolledBack, true),
+        (told(&step, back(Way::Gradual)), Phase::RolledBack, true),
+        (told(&step, back(Way::Instant)), Phase::RolledBack, true),
+    ];
+    for (stage, expected, vetoed) in stages {
+        let (ended, effects) = stage.step(say(give_way()), stage.now).unwrap();
+        assert_eq!((ended.phase, ended.buckets()), (expected, 0), "in {}", stage.phase);
+        assert_eq!(effects.contains(&Effect::Veto), vetoed, "in {}", stage.phase);
+        assert!(effects.contains(&Effect::Account));
+        assert!(ended.step(say(give_way()), ended.now).is_err(), "final is final");
+    }
+    let back = told(&step, back(Way::Instant));
+    let (_, effects) = back.step(say(give_way()), back.now).unwrap();
+    let text = |effect: &Effect| matches!(effect, Effect::Tell(told) if told.text.contains("before v1 was verified"));
+    assert!(effects.iter().any(text), "{effects:?}");
+}
+
+#[test]
+fn nothing_goes_on_during_a_freeze_and_everything_goes_back() {
+    let frozen = Observed { frozen: true, ..well() };
+    let waiting = after(&release(plan()), 60, &frozen);
+    assert_eq!((waiting.phase, waiting.buckets()), (Phase::Waiting, 0));
+    let step = after(&at(1, plan()), 60, &frozen);
+    assert_eq!(step.phase, Phase::Step { index: 0 });
+    assert_eq!(step.holds.keys().collect::<Vec<_>>(), [&Hold::Freeze]);
+    let thawed = after(&step, 4, &well());
+    assert_eq!(thawed.phase, Phase::Step { index: 0 }, "its time does not count for the step");
+    assert_eq!(after(&thawed, 1, &well()).phase, Phase::Step { index: 1 });
+    let baked = after(&after(&at(100, plan()), 5, &well()), 60, &frozen);
+    assert_eq!(baked.phase, Phase::Bake, "nor is anything promoted");
+
+    assert_eq!(after(&step, 1, &Observed { frozen: true, ..bad() }).phase, Phase::Verifying);
+    assert_eq!(told(&step, Command::Abort).phase, Phase::Aborted);
+    let retreating = told(&at(100, plan()), back(Way::Gradual));
+    assert_eq!(after(&retreating, 60, &frozen).buckets(), 0, "a retreat goes on");
+    let old = after(&at(1, Plan { max_age: Duration::from_secs(600), ..plan() }), 10, &frozen);
+    assert_eq!(old.cause, Some(Cause::Expired), "but its age counts");
+}
+
+#[test]
 fn nobody_is_sent_to_a_version_that_cannot_serve() {
     let step = at(10, plan());
     let refused = |command, stable_ready, canary_ready| {
@@ -484,7 +533,7 @@ fn observed() -> impl Strategy<Value = Observed> {
     (
         (prop::bool::weighted(0.95), prop::bool::weighted(0.95), prop::bool::weighted(0.9)),
         (text(), text(), text(), text()),
-        (rarely(), rarely(), rarely(), rarely(), rarely()),
+        (rarely(), rarely(), rarely(), rarely(), rarely(), rarely()),
         0_u64..300,
         prop::option::of(any::<bool>()),
     )
@@ -502,6 +551,7 @@ fn observed() -> impl Strategy<Value = Observed> {
             provider_error: flags.2.then(|| "queue: down".to_owned()),
             unsettled: flags.4,
             unproven: flags.4.then(|| "latency".to_owned()),
+            frozen: flags.5,
             requests,
             recovered,
             ..Observed::default()
@@ -517,6 +567,7 @@ fn event() -> impl Strategy<Value = Event> {
         Just(Command::Abort),
         Just(back(Way::Instant)),
         Just(back(Way::Gradual)),
+        Just(give_way()),
     ];
     let command = (command, prop::bool::weighted(0.9), prop::bool::weighted(0.9)).prop_map(
         |(command, stable_ready, canary_ready)| Event::Command { command, stable_ready, canary_ready },
@@ -573,8 +624,8 @@ proptest! {
                     prop_assert!(earned[index], "{} -> {}", before.phase, next.phase);
                     prop_assert!(observed.regressed.is_none() && observed.critical.is_none() && observed.hard_stop.is_none());
                     prop_assert!(!before.holds.contains_key(&Hold::Paused) && !observed.unkept);
-                    // Neither in an incident, nor on what is not known.
-                    prop_assert!(!observed.stable_in_trouble && observed.stable_ready);
+                    // Neither in an incident, nor on what is not known, nor in a freeze.
+                    prop_assert!(!observed.stable_in_trouble && observed.stable_ready && !observed.frozen);
                     prop_assert!(observed.provider_error.is_none() && !observed.unsettled);
                 }
             }

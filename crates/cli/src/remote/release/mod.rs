@@ -1,5 +1,6 @@
 //! `backstop release`: versions get the traffic of others, step by step, and lose it.
 
+mod freeze;
 mod view;
 
 use std::io::{IsTerminal, Write};
@@ -35,7 +36,7 @@ enum Command {
     /// Follow a release until it ends
     ///
     /// A live picture on a terminal, else a line for each thing that happens (`--json`: an object). Exits with 0 if the
-    /// version was promoted, and with 1 otherwise.
+    /// version was promoted or the drill passed, and with 1 otherwise.
     Watch(Of),
     /// Let it go no further; what it has it keeps, and it is still sent back if it is worse
     Pause(Of),
@@ -43,11 +44,12 @@ enum Command {
     Resume(Of),
     /// Allow the next step, where `approval` is asked for
     Approve(Of),
-    /// Make the new version the stable one now
-    Promote(Of),
+    Promote(Promote),
     /// Go back to the stable version; nothing is held against the other one
     Abort(Of),
     Rollback(Rollback),
+    Freeze(freeze::Freeze),
+    Unfreeze(freeze::Unfreeze),
     /// List the releases of a service, the last one first
     List(Of),
     History(History),
@@ -87,10 +89,20 @@ struct Of {
     remote: Remote,
 }
 
+/// Make the version on trial the stable one now
+#[derive(clap::Args)]
+struct Promote {
+    /// During a freeze too
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    of: Of,
+}
+
 /// Go back: from the version on trial to the stable one, or from the stable one to the one before
 ///
 /// At once: when this command returns, nothing more is assigned to the version that is left. It is not released again as it
-/// is, unless that is asked for.
+/// is, unless that is asked for. With `--to` another version than those two, a release under way ends at once, unverified.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -168,9 +180,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Pause(of) => tell(of, "pause"),
         Command::Resume(of) => tell(of, "resume"),
         Command::Approve(of) => tell(of, "approve"),
-        Command::Promote(of) => tell(of, "promote"),
+        Command::Promote(args) => promote(args),
         Command::Abort(of) => tell(of, "abort"),
         Command::Rollback(args) => rollback(args),
+        Command::Freeze(args) => freeze::freeze(args),
+        Command::Unfreeze(args) => freeze::unfreeze(args),
         Command::List(of) => list(of),
         Command::History(args) => history(args),
         Command::Report(args) => report(args),
@@ -196,6 +210,12 @@ fn status(of: &Of) -> anyhow::Result<ExitCode> {
 fn tell(of: &Of, action: &str) -> anyhow::Result<ExitCode> {
     let path = path(&of.service, &format!("release/{action}"));
     show(&of.remote, of.remote.connect()?.json(Call::post(&path))?)
+}
+
+fn promote(Promote { force, of }: &Promote) -> anyhow::Result<ExitCode> {
+    let path = path(&of.service, "release/promote");
+    let call = Call::post(&path).query("force", force.then_some(true));
+    show(&of.remote, of.remote.connect()?.json(call)?)
 }
 
 fn rollback(args: &Rollback) -> anyhow::Result<ExitCode> {
@@ -236,8 +256,7 @@ fn watch(of: &Of) -> anyhow::Result<ExitCode> {
         }
         std::io::stdout().flush()?;
         if release.summary.ended {
-            let promoted = release.summary.phase == "promoted";
-            return Ok(if promoted { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return Ok(if release.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         std::thread::sleep(LOOK);
     }
@@ -265,6 +284,9 @@ fn list(of: &Of) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let releases: Vec<Summary> = admin.json(Call::get(&path))?;
+    for line in freeze::of(&admin, &of.service)? {
+        println!("{line}");
+    }
     print!("{}", view::table(&releases, Paper::stdout()));
     Ok(ExitCode::SUCCESS)
 }

@@ -41,6 +41,20 @@ pub(super) struct Release {
     requests_in_all: Arms,
     evidence: Evidence,
     pub(super) timeline: Vec<Moment>,
+    drill: Option<Drill>,
+}
+
+#[derive(Deserialize)]
+struct Drill {
+    outcome: Option<String>,
+}
+
+impl Release {
+    /// It has ended as one hopes.
+    pub(super) fn is_good(&self) -> bool {
+        let passed = |drill: &Drill| drill.outcome.as_deref() == Some("passed");
+        self.summary.phase == "promoted" || self.drill.as_ref().is_some_and(passed)
+    }
 }
 
 #[derive(Deserialize)]
@@ -145,7 +159,7 @@ pub(super) fn render(release: &Release, paper: Paper) -> String {
     line(
         "requests",
         &format!(
-            "{name} {} ({} in all), {} {} ({})",
+            "assigned: {name} {} ({} in all), {} {} ({})",
             here.canary, all.canary, summary.stable, here.stable, all.stable
         ),
     );
@@ -155,7 +169,7 @@ pub(super) fn render(release: &Release, paper: Paper) -> String {
             line(
                 "needs",
                 &format!(
-                    "{} of {}, {requests} of {needs_requests} requests",
+                    "{} of {}, {requests} of {needs_requests} ended requests",
                     duration(*seconds),
                     duration(*needs_seconds)
                 ),
@@ -186,7 +200,7 @@ pub(super) fn render(release: &Release, paper: Paper) -> String {
         );
     }
     out.push('\n');
-    out += &metrics(&evidence.metrics, paper);
+    out += &metrics(&evidence.metrics, (name, &summary.stable), paper);
     out.push('\n');
     let skipped = release.timeline.len().saturating_sub(LAST_MOMENTS);
     for moment in release.timeline.iter().skip(skipped) {
@@ -195,11 +209,12 @@ pub(super) fn render(release: &Release, paper: Paper) -> String {
     out
 }
 
-fn metrics(metrics: &[Metric], paper: Paper) -> String {
+fn metrics(metrics: &[Metric], (new, old): (&str, &str), paper: Paper) -> String {
+    let bad = format!("BAD UNITS ({new} / {old})");
     let columns = [
         Column::new("METRIC", Room::Needed),
         Column::new("VERDICT", Room::Needed),
-        Column::new("SEEN (NEW / STABLE)", Room::Drop(1)),
+        Column::new(&bad, Room::Drop(1)),
         Column::new("PROVEN", Room::Drop(2)),
         Column::new("WHY", Room::Wrap),
     ];
@@ -243,8 +258,11 @@ pub(super) fn table(releases: &[Summary], paper: Paper) -> String {
     let row = |it: &Summary| {
         let why = [it.cause.as_deref(), Some(it.reason.as_str())].into_iter().flatten();
         let why: Vec<&str> = why.filter(|text| !text.is_empty()).collect();
-        let (from, to) =
-            if it.kind == "rollback" { (&it.version, &it.stable) } else { (&it.stable, &it.version) };
+        let (from, to) = if it.kind == "rollback" || it.kind == "drill" {
+            (&it.version, &it.stable)
+        } else {
+            (&it.stable, &it.version)
+        };
         vec![
             text::time(it.started_at).into(),
             it.id.as_str().into(),
