@@ -1,6 +1,6 @@
 //! Versions are registered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use backstop_config::{Draft, Written};
@@ -37,6 +37,14 @@ pub(crate) struct Addition {
     pub(crate) description: Option<String>,
     /// To be marked as production.
     pub(crate) production: bool,
+}
+
+/// What is to be done for an addition.
+struct Steps {
+    files: Files,
+    /// It is to be served by this.
+    written: Option<Written>,
+    marks: Option<Marks>,
 }
 
 /// What becomes of a version's files.
@@ -77,16 +85,8 @@ impl Registry {
             Some((record, _)) => record,
             None => self.new_record(actor, service, &name).await?,
         };
-        let files = self.files(&record, &addition).await?;
-        let written = definition(&record, &addition)?;
-        if written.is_none()
-            && revision.is_none()
-            && addition.sources.is_empty()
-            && !self.is_served(service, &name)
-        {
-            return Err(Failure::Nothing);
-        }
-        let marks = self.marks_with(&record, &addition)?;
+        let Steps { files, written, marks } = self.steps(&record, &addition, revision.is_none()).await?;
+        let was = record.clone();
         let mut defined = false;
         if let Some(written) = written {
             let change = VersionChange::Define(written.definition.clone());
@@ -94,6 +94,9 @@ impl Registry {
             record.written = Some(written);
         }
         let told = update(&mut record, addition, &files, defined, actor);
+        if revision.is_some() && marks.is_none() && record == was {
+            return self.view(service, &name).await;
+        }
         let kept = self.keep(&record, revision, marks, actor, told).await;
         if kept.is_err() && defined && record.artifacts.digest.is_none() {
             // What nothing is known of is not to be served.
@@ -105,6 +108,22 @@ impl Registry {
             self.wake.notify_one();
         }
         self.view(service, &name).await
+    }
+
+    /// What is to be done, if it can be.
+    async fn steps(&self, record: &Record, addition: &Addition, is_new: bool) -> Result<Steps, Failure> {
+        let files = self.files(record, addition).await?;
+        let written = definition(record, addition)?;
+        let says_nothing = written.is_none() && addition.sources.is_empty();
+        if is_new && says_nothing && !self.is_served(&record.service, &record.name) {
+            return Err(Failure::Nothing);
+        }
+        let labels: BTreeSet<&String> = record.labels.keys().chain(addition.labels.keys()).collect();
+        if labels.len() > MOST_LABELS {
+            return Err(Failure::Label(format!("there are more than {MOST_LABELS} labels")));
+        }
+        let marks = self.marks_with(record, addition)?;
+        Ok(Steps { files, written, marks })
     }
 
     async fn new_record(&self, actor: &Actor, service: &str, name: &str) -> Result<Record, Failure> {
@@ -258,9 +277,6 @@ fn update(record: &mut Record, addition: Addition, files: &Files, defined: bool,
 fn check_texts(addition: &Addition) -> Result<(), Failure> {
     let Addition { labels, description, sources, .. } = addition;
     let too_long = |text: &str, most: usize| text.chars().count() > most;
-    if labels.len() > MOST_LABELS {
-        return Err(Failure::Label(format!("there are more than {MOST_LABELS} labels")));
-    }
     for (name, value) in labels {
         if name.is_empty() || too_long(name, LONGEST_LABEL) || too_long(value, LONGEST_LABEL) {
             let text =

@@ -39,16 +39,18 @@ impl Registry {
 
     async fn copy(self: Arc<Self>, id: Id, job: Arc<Job>) {
         let done = self.try_copy(&id, &job).await;
-        // One that was ended is taken up by whoever looks after the versions next.
-        let is_over = done.is_ok() || job.go_on().is_ok();
         lock(&self.jobs).remove(&id);
-        if let Err(error) = &done {
-            warn!(%error, service = id.0, version = id.1, "the artifacts are not copied yet");
+        match done {
+            Ok(()) => {
+                lock(&self.to_copy).remove(&id);
+                // One that waits has a place now.
+                self.wake.notify_one();
+            }
+            // Taken up again with the next look, or by the next process.
+            Err(error) => {
+                warn!(%error, service = id.0, version = id.1, "the artifacts are not copied yet");
+            }
         }
-        if is_over && done.is_ok() {
-            lock(&self.to_copy).remove(&id);
-        }
-        self.wake.notify_one();
     }
 
     async fn try_copy(self: &Arc<Self>, (service, name): &Id, job: &Arc<Job>) -> Result<(), Failure> {

@@ -8,6 +8,9 @@ use super::{Failure, Registry, Told};
 use crate::change::Actor;
 use crate::control::unix_millis;
 
+/// That a version became stable and are remembered.
+const MOST_TIMES: usize = 100;
+
 impl Registry {
     /// Notes what has become stable since the last look.
     pub(super) async fn note_stable(&self) {
@@ -46,6 +49,9 @@ impl Registry {
         let mut text = if was_stable { "is stable, and has been changed" } else { "is stable" }.to_owned();
         if !was_stable {
             record.stable_at.push(now);
+            if record.stable_at.len() > MOST_TIMES {
+                record.stable_at.remove(0);
+            }
         }
         marks.stable = Some(stable);
         // The path that engines are started with follows what is served, as long as there are files to lead to.
