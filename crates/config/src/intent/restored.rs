@@ -98,6 +98,7 @@ impl Intent {
         let mut definition = definition.clone();
         let now = self.written(current, service);
         fill_keys(service, &mut definition, now.as_ref())?;
+        self.leave_out_registered(service, &mut definition);
         self.endpoints.retain(|change| change.place.service != service);
         self.endpoints.extend(standing.iter().cloned());
         self.restored.retain(|it| it.service != service);

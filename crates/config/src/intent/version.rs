@@ -113,6 +113,22 @@ impl Intent {
         self.versions.iter().filter_map(of).collect()
     }
 
+    /// Leaves versions out of the definition of a service that are registered as they are there, and that nothing in it
+    /// names.
+    pub(super) fn leave_out_registered(&self, service: &str, definition: &mut Value) {
+        let named = [&definition["stable"], &definition["shadow"]["to"]];
+        let rules = definition["rules"].as_array().into_iter().flatten().map(|rule| &rule["version"]);
+        let named: Vec<Value> = named.into_iter().chain(rules).cloned().collect();
+        let is_registered = |version: &Value| {
+            let it = self.version(service, version["name"].as_str().unwrap_or_default());
+            let registered = it.and_then(|it| it.definition.as_ref());
+            registered.is_some_and(|registered| *registered == Written::of(version.clone()).definition)
+        };
+        if let Some(versions) = definition["versions"].as_array_mut() {
+            versions.retain(|version| named.contains(&version["name"]) || !is_registered(version));
+        }
+    }
+
     fn version_mut(&mut self, service: &str, name: &str) -> Result<&mut VersionIntent, IntentError> {
         let known = self.versions.iter().position(|it| it.service == service && it.name == name);
         let index = known.unwrap_or(self.versions.len());
@@ -132,11 +148,13 @@ impl VersionIntent {
     pub fn waits_for(&self, config: &Config) -> Option<String> {
         let definition =
             self.definition.as_ref().filter(|_| !config.is_registered(&self.service, &self.name))?;
-        let Some(service) = config.document.services.iter().find(|service| service.name.0 == self.service)
-        else {
+        if config.stable(&self.service).is_none() {
             return Some("the configuration has no such service".to_owned());
         };
-        if service.versions.iter().any(|version| version.name.0 == self.name) {
+        if let Some(written) = config.written(&self.service, &self.name) {
+            if written.definition == *definition {
+                return None;
+            }
             return Some("the configuration has a version of this name, which is served instead".to_owned());
         }
         let problems = read_resolved(definition).err()?;

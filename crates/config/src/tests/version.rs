@@ -155,3 +155,28 @@ fn places_to_fetch_from() {
     // Only the environment knows what is filled in.
     assert!(fetch_url("nothing:${PATH}").unwrap_err().contains("${PATH}"));
 }
+
+/// A snapshot has what was served, and so the registered versions too.
+#[test]
+fn registered_versions_come_back_with_a_snapshot() {
+    let mut intent = Intent::default();
+    intent.define(&file(), "chat", "v3", &definition("http://h:9")).unwrap();
+    let config = in_force(&intent);
+    let saved = |stable| intent.definition(&config, "chat", stable).unwrap();
+    assert_eq!(saved("v1")["versions"][2]["name"], "v3");
+    let env = |name: &str| (name == "KEY").then(|| "k".to_owned());
+    let restored = |intent: &Intent, saved: &Value| {
+        let mut intent = intent.clone();
+        intent.restore((&file(), &config), ("s1", 1), "chat", (saved, &[])).unwrap();
+        let config = intent.in_force(&file(), "backstop.yaml", &env).unwrap();
+        (intent, config)
+    };
+    let (same, now) = restored(&intent, &saved("v1"));
+    assert_eq!(same.restored().len(), 0, "nothing has to be held in place of the file");
+    assert!(now.is_registered("chat", "v3"));
+    let (held, now) = restored(&intent, &saved("v3"));
+    assert_eq!((held.restored().len(), now.stable("chat").as_deref()), (1, Some("v3")));
+    assert_eq!(held.waiting_versions(&now), [], "it is served as it was registered");
+    let (_, now) = restored(&Intent::default(), &saved("v1"));
+    assert_eq!(now.versions("chat"), ["v1", "v2", "v3"], "also if it has been pruned since");
+}

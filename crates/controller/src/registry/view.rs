@@ -92,7 +92,7 @@ pub(crate) enum From {
     Registered,
     /// A snapshot that was restored.
     Restored,
-    /// Nobody any more: only what it was is known.
+    /// Nobody: what it was, or its files, are kept.
     Kept,
 }
 

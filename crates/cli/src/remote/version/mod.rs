@@ -38,8 +38,8 @@ enum Command {
     Add(Box<Add>),
     /// List the versions of a service
     ///
-    /// Those that are served, of the configuration file and registered ones, then those of which only is known what they
-    /// were (`kept`).
+    /// Those that are served, of the configuration file and registered ones, then those of which nothing is served, and only
+    /// what they were, or their files, are kept.
     List(Of),
     /// Show all that is known of a version, with its definition as it was written
     Show(One),
