@@ -119,6 +119,7 @@ fn service(service: &types::Service) -> ServiceSpec {
         admission: service.admission.map(admission),
         limits: limits(service.limits),
         limits_per_user: limits(service.limits_per_user),
+        drift: 0,
         failover: FailoverSpec {
             failback: match service.failover.failback {
                 types::Failback::Auto => Failback::Auto,

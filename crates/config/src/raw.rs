@@ -56,10 +56,10 @@ impl fmt::Debug for Raw {
     }
 }
 
-/// The definition of a service without the keys that are written in clear.
-pub(crate) fn hide_keys(service: &mut Value) {
+/// The definition of a service or an endpoint (`of`) without the keys that are written in clear.
+pub(crate) fn hide_keys(definition: &mut Value, of: &str) {
     let schema = Schema::shared();
-    hide(service, &schema.root()["$defs"]["service"], schema);
+    hide(definition, &schema.root()["$defs"][of], schema);
 }
 
 fn hide(value: &mut Value, of: &Value, schema: &Schema) {

@@ -20,6 +20,7 @@ use backstop_store::HistoryEntry;
 use tracing::{error, info, warn};
 
 use crate::change::{Actor, Changed, EndpointChange, LastChange, Refusal, StartError, count};
+use crate::drift::{self, Served};
 use crate::ledger::Ledger;
 use crate::releases::Freezes;
 use crate::routes::{Route, Routes, RoutesFile};
@@ -101,7 +102,8 @@ impl Control {
             other => StartError::DataPlane(other.to_string()),
         })?;
         let revision = revision + 1;
-        let table = compile(&config, &intent, &routes, revision);
+        let served = Served { file: &file, config: &config, intent: &intent, routes: &routes };
+        let table = compile(served, revision);
         data_plane.apply(&table).map_err(StartError::DataPlane)?;
         for (service, before, now) in &followed {
             info!(service, before, now, "the configuration calls another version stable");
@@ -231,6 +233,7 @@ impl Control {
         actor: &Actor,
         if_match: Option<&[u64]>,
         change: &EndpointChange,
+        reason: &str,
     ) -> Result<Changed, Refusal> {
         let _one_at_a_time = self.lock();
         let mut deed = Deed { actor, action: change.action(), subject: change.url().to_owned() };
@@ -249,7 +252,7 @@ impl Control {
             return Ok(Changed { revision: before.revision, place, changed: false });
         }
         deed.subject = format!("{} of {}/{}", place.url, place.service, place.version);
-        let entry = account::of_endpoint(&deed, &place, &intent, before.revision + 1);
+        let entry = account::of_endpoint(&deed, &place, &intent, (before.revision + 1, reason));
         let current = self
             .keep_and_apply(&before, (intent, before.config.clone()), &deed, Some(entry))
             .map_err(|refusal| {
@@ -609,7 +612,8 @@ impl Control {
         put: impl FnOnce(&TableSpec) -> Result<(), String>,
     ) -> Result<Arc<Current>, Refusal> {
         let revision = last_revision + 1;
-        let table = compile(&config, &intent, &routes, revision);
+        let served = Served { file: &file, config: &config, intent: &intent, routes: &routes };
+        let table = compile(served, revision);
         crash::point("before-apply");
         put(&table).map_err(Refusal::DataPlane)?;
         crash::point("after-apply");
@@ -719,9 +723,12 @@ fn in_force(path: &Path, file: &Config, intent: &Intent) -> Result<Config, Refus
     })
 }
 
-fn compile(config: &Config, intent: &Intent, routes: &Routes, revision: u64) -> TableSpec {
-    let mut table = backstop_config::compile(config, intent, revision);
-    routes.overlay(config, &mut table);
+fn compile(served: Served<'_>, revision: u64) -> TableSpec {
+    let mut table = backstop_config::compile(served.config, served.intent, revision);
+    served.routes.overlay(served.config, &mut table);
+    for service in &mut table.services {
+        service.drift = drift::of(served, &service.name).len();
+    }
     table
 }
 

@@ -1,10 +1,11 @@
 //! In what a service differs from what the file says of it, and how to take that into the file.
 
-use backstop_config::Standing;
+use backstop_config::{Config, Intent, Standing};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::control::Current;
+use crate::routes::Routes;
 
 /// One point in which what is served differs from the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -15,8 +16,24 @@ pub(crate) struct Drift {
     pub(crate) remedy: String,
 }
 
+/// What is served, and the file.
+#[derive(Clone, Copy)]
+pub(crate) struct Served<'a> {
+    pub(crate) file: &'a Config,
+    pub(crate) config: &'a Config,
+    pub(crate) intent: &'a Intent,
+    pub(crate) routes: &'a Routes,
+}
+
+impl<'a> From<&'a Current> for Served<'a> {
+    fn from(Current { file, config, intent, routes, .. }: &'a Current) -> Self {
+        Self { file, config, intent, routes }
+    }
+}
+
 /// All of a service.
-pub(crate) fn of(current: &Current, service: &str) -> Vec<Drift> {
+pub(crate) fn of<'a>(current: impl Into<Served<'a>>, service: &str) -> Vec<Drift> {
+    let current = current.into();
     let mut found = Vec::new();
     let restored = current.intent.restored().iter().find(|it| it.service == service);
     if let Some(restored) = restored {
@@ -30,13 +47,14 @@ pub(crate) fn of(current: &Current, service: &str) -> Vec<Drift> {
         ));
     }
     found.extend(stable(current, service));
+    found.extend(registered(current, service));
     found.extend(endpoints(current, service));
     found.extend(vetoes(current, service));
     found
 }
 
-fn stable(current: &Current, service: &str) -> Option<Drift> {
-    let route = current.routes.of(&current.config, service)?;
+fn stable(current: Served<'_>, service: &str) -> Option<Drift> {
+    let route = current.routes.of(current.config, service)?;
     let stable = &route.stable;
     if current.config.version_digest(service, stable).is_none() {
         let serves = current.config.stable(service)?;
@@ -52,8 +70,23 @@ fn stable(current: &Current, service: &str) -> Option<Drift> {
     })
 }
 
-fn endpoints(current: &Current, service: &str) -> Vec<Drift> {
-    let waiting: Vec<_> = current.intent.pending(&current.config).collect();
+fn registered(current: Served<'_>, service: &str) -> Vec<Drift> {
+    let versions = current.config.versions(service).into_iter();
+    let registered = versions.filter(|version| current.config.is_registered(service, version));
+    let told = |version: String| {
+        drift(
+            format!("version {version} was registered"),
+            format!("add it to the file as `backstop version show {service} {version}` has it"),
+        )
+    };
+    registered.map(told).collect()
+}
+
+fn endpoints(current: Served<'_>, service: &str) -> Vec<Drift> {
+    if current.intent.endpoints().iter().all(|change| change.place.service != service) {
+        return Vec::new();
+    }
+    let waiting: Vec<_> = current.intent.pending(current.config).collect();
     let mut found = Vec::new();
     for change in current.intent.endpoints().iter().filter(|change| change.place.service == service) {
         let (url, version) = (&change.place.url, &change.place.version);
@@ -96,8 +129,8 @@ fn endpoints(current: &Current, service: &str) -> Vec<Drift> {
     found
 }
 
-fn vetoes(current: &Current, service: &str) -> Vec<Drift> {
-    let Some(route) = current.routes.of(&current.config, service) else { return Vec::new() };
+fn vetoes(current: Served<'_>, service: &str) -> Vec<Drift> {
+    let Some(route) = current.routes.of(current.config, service) else { return Vec::new() };
     let vetoes = route.vetoes.iter().filter(|(version, veto)| {
         **version != route.stable
             && current.config.version_digest(service, version).as_ref() == Some(&veto.digest)

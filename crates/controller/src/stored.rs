@@ -180,7 +180,11 @@ impl BothFile {
         crash::point("before-restore");
         self.0.write(both)?;
         crash::point("restore-noted");
-        intent.write(&both.intent)?;
+        if let Err(error) = intent.write(&both.intent) {
+            // Nothing has been changed yet, and nothing is to be completed.
+            std::fs::remove_file(self.path())?;
+            return Err(error);
+        }
         crash::point("restore-half");
         routes.write(&both.routes)?;
         crash::point("restore-whole");

@@ -156,6 +156,9 @@ pub struct ServiceSpec {
     pub breaker: BreakerSpec,
     pub outlier: OutlierSpec,
     pub health: HealthSpec,
+    /// In how many points it differs from what the file says of it; for a metric.
+    #[serde(default)]
+    pub drift: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -61,6 +61,8 @@ pub(crate) struct Service {
     pub(crate) admission: Option<Arc<Gate>>,
     pub(crate) limits: RateSpec,
     pub(crate) limits_per_user: RateSpec,
+    /// Points in which it differs from its file.
+    pub(crate) drift: usize,
     pub(crate) cache: Option<Arc<Cache>>,
     /// The first of the values of `model` that select it.
     pub(crate) model: String,
@@ -286,6 +288,7 @@ impl Service {
             admission: spec.admission.map(|_| gate),
             limits: spec.limits,
             limits_per_user: spec.limits_per_user,
+            drift: spec.drift,
             cache: registry.cache(&spec.name, spec.cache),
             model: spec.models.first().unwrap_or(&spec.name).clone(),
             outlier: spec.outlier,

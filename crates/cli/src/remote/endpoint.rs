@@ -101,6 +101,9 @@ struct AddArgs {
     /// The version that it runs [default: the stable one]
     #[arg(long, value_name = "NAME")]
     version: Option<String>,
+    /// Why; for the history
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
     #[command(flatten)]
     guard: Guard,
     #[command(flatten)]
@@ -137,6 +140,9 @@ struct ChangeArgs {
     /// Even if it is the last one that serves its version
     #[arg(long)]
     force: bool,
+    /// Why; for the history
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
     #[command(flatten)]
     guard: Guard,
     #[command(flatten)]
@@ -251,6 +257,7 @@ fn add(args: &AddArgs) -> anyhow::Result<()> {
         "service": args.service,
         "version": args.version,
         "endpoint": args.definition.of(&args.url),
+        "reason": args.reason,
     });
     let call = Call::post(PATH).body(body).if_revision(args.guard.if_revision);
     told(&args.remote, &args.remote.connect()?.json(call)?, "added")
@@ -263,6 +270,7 @@ fn post(admin: &Admin, args: &ChangeArgs, action: &str) -> anyhow::Result<Done> 
         "service": args.service,
         "version": args.version,
         "force": args.force,
+        "reason": args.reason,
     });
     let path = format!("{PATH}/{action}");
     admin.json(Call::post(&path).body(body).if_revision(args.guard.if_revision))
@@ -278,6 +286,7 @@ fn remove(args: &ChangeArgs) -> anyhow::Result<()> {
         .query("service", args.service.as_ref())
         .query("version", args.version.as_ref())
         .query("force", args.force.then_some(true))
+        .query("reason", Some(&args.reason).filter(|reason| !reason.is_empty()))
         .if_revision(args.guard.if_revision);
     told(&args.remote, &args.remote.connect()?.json(call)?, "removed")
 }

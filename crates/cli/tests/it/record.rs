@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::backstop::{Backstop, Said, config, sim};
-use crate::client::until;
+use crate::client::{call, until};
 
 const STORE: &str = "store: sqlite:./backstop.db\n";
 
@@ -31,12 +31,12 @@ async fn the_history_of_a_service() {
     let with_v2 = two.replace("    health:", &v2);
     let mut backstop = Backstop::serve(&two, &[]).await;
     told(&backstop, "file      file backstop.yaml: new in the file: stable v1 of v1").await;
-    backstop.order(&["endpoint", "drain", &second.url()]);
-    told(&backstop, &format!("local     endpoint {0} of chat/v1: drain {0} of version v1", second.url()))
-        .await;
-    assert!(drift(&backstop).ends_with(
-        &format!("chat: endpoint {} of v1 is draining", second.url()).replace("draining", "drained")
-    ));
+    backstop.order(&["endpoint", "drain", &second.url(), "--reason", "a new driver"]);
+    let drained = "local     endpoint URL of chat/v1: drain URL of version v1 (a new driver)";
+    told(&backstop, &drained.replace("URL", &second.url())).await;
+    assert!(drift(&backstop).ends_with(&format!("chat: endpoint {} of v1 is drained", second.url())));
+    let metrics = call(backstop.admin, "GET", "/metrics", "", b"").await.text();
+    assert!(metrics.contains("backstop_config_drift{service=\"chat\"} 1\n"));
     backstop.ask(&["endpoint", "drain", &first.url(), "--service", "chat"], "");
     told(&backstop, "refused: drain").await;
     backstop.write(&with_v2);

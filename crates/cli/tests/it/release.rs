@@ -332,6 +332,7 @@ async fn operators_decide_and_mistakes_are_told() {
     let stable = config(&sims, &approval).replace("    rules:", "    stable: v3\n    rules:");
     backstop.write(&stable);
     until("refused", || backstop.text().contains("its `stable` can't be changed now")).await;
+    until("on record", || history(&backstop).contains("file backstop.yaml: refused: reload")).await;
     backstop.order(&["release", "promote", "chat"]);
     assert_eq!(served(&backstop).await.0, "v2");
     refused(&["abort", "chat"], "the release has ended: promoted");

@@ -82,7 +82,7 @@ impl Intent {
         left
     }
 
-    /// Puts a service as a snapshot had it in the place of the file's, with the standing of its endpoints. `current` is what
+    /// Puts a service as a snapshot had it in the place of the file's, with the changes of its endpoints. `current` is what
     /// is in force now: keys that the snapshot lacks are taken from there.
     ///
     /// # Errors
@@ -93,14 +93,28 @@ impl Intent {
         (file, current): (&Config, &Config),
         (snapshot, at): (&str, u64),
         service: &str,
-        (definition, standing): (&Value, &[EndpointIntent]),
+        (definition, changes): (&Value, &[EndpointIntent]),
     ) -> Result<(), LostKey> {
-        let mut definition = definition.clone();
+        let (mut definition, mut changes) = (definition.clone(), changes.to_vec());
+        // Endpoints that were removed have their keys still where they were written.
         let now = self.written(current, service);
-        fill_keys(service, &mut definition, now.as_ref())?;
+        let written =
+            [current, file].map(|it| it.raw.services().iter().find(|it| it["name"] == service).cloned());
+        let now: Vec<Value> = now.into_iter().chain(written.into_iter().flatten()).collect();
+        for version in definition["versions"].as_array_mut().into_iter().flatten() {
+            let name = version["name"].as_str().unwrap_or_default().to_owned();
+            for endpoint in version["endpoints"].as_array_mut().into_iter().flatten() {
+                fill_key((service, &name), endpoint, &now)?;
+            }
+        }
+        for EndpointIntent { place, added, .. } in &mut changes {
+            if let Some(endpoint) = added {
+                fill_key((service, &place.version), endpoint, &now)?;
+            }
+        }
         self.leave_out_registered(service, &mut definition);
         self.endpoints.retain(|change| change.place.service != service);
-        self.endpoints.extend(standing.iter().cloned());
+        self.endpoints.extend(changes);
         self.restored.retain(|it| it.service != service);
         // What the file says anyway needs nobody to hold it.
         if file.raw.services().iter().all(|written| *written != definition) {
@@ -111,26 +125,30 @@ impl Intent {
         Ok(())
     }
 
-    /// A service of `config`, which is in force, as it would be written in the file: with the endpoints that were added and
-    /// without those that were removed, and with the version that is `stable`. Keys that stand in clear are left out.
+    /// A service of `config`, which is in force, as it is written and with the changes of its endpoints: what it takes to
+    /// restore it. Keys that stand in clear are left out.
+    pub fn saved(&self, config: &Config, service: &str) -> Option<(Value, Vec<EndpointIntent>)> {
+        let index = config.document.services.iter().position(|it| it.name.0 == service)?;
+        let mut definition = config.raw.services().get(index)?.clone();
+        hide_keys(&mut definition, "service");
+        let mut changes = self.endpoints.clone();
+        changes.retain(|change| change.place.service == service);
+        changes
+            .iter_mut()
+            .filter_map(|change| change.added.as_mut())
+            .for_each(|it| hide_keys(it, "endpoint"));
+        Some((definition, changes))
+    }
+
+    /// The same for people, as it would be written in the file: with the endpoints that were added and without those that
+    /// were removed, and with the version that is `stable`.
     pub fn definition(&self, config: &Config, service: &str, stable: &str) -> Option<Value> {
         let mut definition = self.written(config, service)?;
         if config.stable(service).is_some_and(|named| named != stable) {
             definition["stable"] = stable.into();
         }
-        hide_keys(&mut definition);
+        hide_keys(&mut definition, "service");
         Some(definition)
-    }
-
-    /// Which endpoints of a service are there and are not to serve: the file has no words for that.
-    pub fn standing(&self, config: &Config, service: &str) -> Vec<EndpointIntent> {
-        let serves = |change: &&EndpointIntent| {
-            matches!(change.standing, Standing::Draining | Standing::Isolated)
-                && change.place.service == service
-        };
-        let waiting: Vec<&EndpointIntent> = self.pending(config).collect();
-        let there = self.endpoints.iter().filter(serves).filter(|change| !waiting.contains(change));
-        there.map(|change| EndpointIntent { added: None, ..change.clone() }).collect()
     }
 
     /// The definition of a service with the endpoints that there are, keys and all.
@@ -167,30 +185,25 @@ impl Intent {
     }
 }
 
-/// Puts keys that were left out back, as they are in `now`.
-fn fill_keys(service: &str, definition: &mut Value, now: Option<&Value>) -> Result<(), LostKey> {
-    let known: Vec<&Value> = versions(now).flat_map(endpoints).collect();
-    for version in definition["versions"].as_array_mut().into_iter().flatten() {
-        let name = version["name"].as_str().unwrap_or_default().to_owned();
-        for endpoint in version["endpoints"].as_array_mut().into_iter().flatten() {
-            if endpoint["api_key"] != HIDDEN {
-                continue;
-            }
-            let same = versions(now).filter(|version| version["name"] == *name).flat_map(endpoints);
-            let mut same = same.chain(known.iter().copied()).filter(|it| it["url"] == endpoint["url"]);
-            let key = same.find_map(|it| it.get("api_key")).ok_or_else(|| LostKey {
-                service: service.to_owned(),
-                version: name.clone(),
-                url: endpoint["url"].as_str().unwrap_or_default().to_owned(),
-            })?;
-            endpoint["api_key"] = key.clone();
-        }
+/// Puts the key of an endpoint of a version back, as it is in `now`, if it was left out.
+fn fill_key((service, version): (&str, &str), endpoint: &mut Value, now: &[Value]) -> Result<(), LostKey> {
+    if endpoint["api_key"] != HIDDEN {
+        return Ok(());
     }
+    let same = now.iter().flat_map(versions).filter(|it| it["name"] == *version).flat_map(endpoints);
+    let others = now.iter().flat_map(versions).flat_map(endpoints);
+    let mut same = same.chain(others).filter(|it| it["url"] == endpoint["url"]);
+    let key = same.find_map(|it| it.get("api_key")).ok_or_else(|| LostKey {
+        service: service.to_owned(),
+        version: version.to_owned(),
+        url: endpoint["url"].as_str().unwrap_or_default().to_owned(),
+    })?;
+    endpoint["api_key"] = key.clone();
     Ok(())
 }
 
-fn versions(service: Option<&Value>) -> impl Iterator<Item = &Value> {
-    service.and_then(|service| service["versions"].as_array()).into_iter().flatten()
+fn versions(service: &Value) -> impl Iterator<Item = &Value> {
+    service["versions"].as_array().into_iter().flatten()
 }
 
 fn endpoints(version: &Value) -> impl Iterator<Item = &Value> {

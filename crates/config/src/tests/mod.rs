@@ -137,6 +137,7 @@ fn minimal_service() -> ServiceSpec {
         admission: None,
         limits: RateSpec::default(),
         limits_per_user: RateSpec::default(),
+        drift: 0,
         resume: ResumeSpec {
             attempts: 2,
             modes: vec![ResumeMode::Continue, ResumeMode::Replay],
@@ -262,6 +263,7 @@ fn full() {
         admission: Some(AdmissionSpec { limit: AdmissionLimit::Adaptive { max: 256 }, queue: 512 }),
         limits: RateSpec { requests_per_minute: Some(6000), tokens_per_minute: Some(1_000_000) },
         limits_per_user: RateSpec { requests_per_minute: Some(60), tokens_per_minute: None },
+        drift: 0,
         rules: vec![
             rule("x-gray-release", "v2", "v2"),
             RuleSpec {

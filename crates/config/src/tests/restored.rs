@@ -35,12 +35,16 @@ fn intent(config: &Config) -> Intent {
     intent
 }
 
-/// `file` with `chat` as it is in `config` with `intent`.
-fn restored(file: &Config, config: &Config, intent: &Intent, stable: &str) -> (Intent, Config) {
-    let definition = intent.definition(config, "chat", stable).unwrap();
-    let standing = intent.standing(config, "chat");
+/// Says something else of `chat`.
+fn changed() -> Config {
+    read(&TWO.replace("name: chat\n", "name: chat\n    balance: random\n").replace("h:3", "h:5")).unwrap()
+}
+
+/// `chat` as it is in `config` with `intent`, when the file is `file`.
+fn restored(file: &Config, config: &Config, intent: &Intent) -> (Intent, Config) {
+    let (definition, changes) = intent.saved(config, "chat").unwrap();
     let mut restored = Intent::default();
-    restored.restore((file, file), ("s1", 7), "chat", (&definition, &standing)).unwrap();
+    restored.restore((file, file), ("s1", 7), "chat", (&definition, &changes)).unwrap();
     let in_force = restored.in_force(file, "backstop.yaml", &everything).unwrap();
     (restored, in_force)
 }
@@ -74,9 +78,6 @@ fn a_definition_has_the_run_time_changes_and_no_keys() {
         ],
     });
     assert_eq!(definition, expected);
-    let standing = intent.standing(&config, "chat");
-    let standing: Vec<_> = standing.iter().map(|it| (it.place.url.as_str(), it.standing)).collect();
-    assert_eq!(standing, [("http://h:2", Standing::Draining), ("http://h:9", Standing::Isolated)]);
     assert!(!format!("{config:?}").contains("in-clear"));
     // The file names the first one stable if it says nothing.
     assert_eq!(intent.definition(&config, "chat", "v1").unwrap().get("stable"), None);
@@ -84,27 +85,45 @@ fn a_definition_has_the_run_time_changes_and_no_keys() {
 
 #[test]
 fn what_was_restored_is_in_force() {
-    let file = read(TWO).unwrap();
-    let intent = intent(&file);
-    let before = compile(&file, &intent, 1);
-    let (restored, in_force) = restored(&file, &file, &intent, "v2");
-    let after = compile(&in_force, &restored, 1);
-    assert_eq!(after.services[0].versions, before.services[0].versions, "keys and all");
-    assert_eq!(after.services[0].stable, "v2");
-    assert_eq!(after.services[1], before.services[1]);
+    let before = read(TWO).unwrap();
+    let intent = intent(&before);
+    let (restored, in_force) = restored(&changed(), &before, &intent);
+    assert_eq!(in_force.document, before.document, "keys and all");
+    assert_eq!(compile(&in_force, &restored, 1), compile(&before, &intent, 1));
     assert!(!format!("{restored:?}").contains("in-clear"));
     let kept = serde_json::to_string(&restored).unwrap();
     assert_eq!(serde_json::from_str::<Intent>(&kept).unwrap(), restored);
+    // A version is the same one, whatever was changed about it at run time.
+    let digest = |config: &Config| config.version_digest("chat", "v2");
+    assert_eq!(digest(&in_force), digest(&before));
 
     // What is in force can be saved and restored again.
-    let definition = restored.definition(&in_force, "chat", "v2").unwrap();
-    assert_eq!(definition, intent.definition(&file, "chat", "v2").unwrap());
+    assert_eq!(restored.saved(&in_force, "chat"), intent.saved(&before, "chat"));
+    let shown = restored.definition(&in_force, "chat", "v2");
+    assert_eq!(shown, intent.definition(&before, "chat", "v2"));
+}
+
+#[test]
+fn keys_of_endpoints_that_were_added_stay_at_home() {
+    let config = read(TWO).unwrap();
+    let mut intent = Intent::default();
+    let added = json!({ "url": "http://h:9", "api_key": "added-in-clear" });
+    intent.add(&config, "chat", Some("v2"), &added).unwrap();
+    let (definition, changes) = intent.saved(&config, "chat").unwrap();
+    let kept = format!("{definition}{}", serde_json::to_string(&changes).unwrap());
+    assert!(!kept.contains("in-clear"), "{kept}");
+    let mut restored = intent.clone();
+    restored.restore((&config, &config), ("s1", 7), "chat", (&definition, &changes)).unwrap();
+    assert_eq!(restored, intent);
+    let lost = Intent::default().restore((&config, &config), ("s1", 7), "chat", (&definition, &changes));
+    assert_eq!(lost.unwrap_err().url, "http://h:9");
 }
 
 #[test]
 fn it_holds_until_the_file_says_something_else() {
     let file = read(TWO).unwrap();
-    let (mut restored, _) = restored(&file, &file, &intent(&file), "v2");
+    let before = read(&TWO.replace("h:3", "h:5")).unwrap();
+    let (mut restored, _) = restored(&file, &before, &Intent::default());
     let spelt = TWO.replace("  - name: chat\n", "  # the same\n  - name: \"chat\"\n");
     assert_eq!(restored.leave_restored(&read(&spelt).unwrap()), []);
     let other = read(&TWO.replace("name: embed", "name: embeds")).unwrap();
@@ -121,7 +140,7 @@ fn a_service_that_the_file_has_lost_is_there_again() {
     let file = read(&TWO.replace("name: chat", "name: other")).unwrap();
     let intent = Intent::default();
     let mut restored = Intent::default();
-    let mut definition = intent.definition(&config, "chat", "v1").unwrap();
+    let (mut definition, _) = intent.saved(&config, "chat").unwrap();
     let lost = restored.restore((&file, &file), ("s1", 7), "chat", (&definition, &[])).unwrap_err();
     assert!(lost.to_string().contains("`http://h:2` of chat/v1 stood in the file in clear"), "{lost}");
     definition["versions"][0]["endpoints"][1]["api_key"] = "${SECRET}".into();
@@ -134,7 +153,7 @@ fn a_service_that_the_file_has_lost_is_there_again() {
 #[test]
 fn a_definition_that_can_not_be_used_is_told_of() {
     let file = read(TWO).unwrap();
-    let (restored, _) = restored(&file, &file, &intent(&file), "v2");
+    let (restored, _) = restored(&changed(), &file, &intent(&file));
     let without = |name: &str| everything(name).filter(|_| name != "PORT");
     let problems = restored.in_force(&file, "backstop.yaml", &without).unwrap_err().to_string();
     assert!(
@@ -154,7 +173,7 @@ fn a_definition_that_can_not_be_used_is_told_of() {
 fn nothing_is_held_that_the_file_says_itself() {
     let plain = TWO.replace(", api_key: in-clear", "");
     let file = read(&plain).unwrap();
-    let (restored, in_force) = restored(&file, &file, &Intent::default(), "v1");
+    let (restored, in_force) = restored(&file, &file, &Intent::default());
     assert_eq!((restored, in_force), (Intent::default(), file));
 }
 

@@ -61,7 +61,7 @@ pub(super) async fn show(State(api): State<Api>) -> Tagged<Effective> {
         added: it.added.is_some(),
         pending: pending.contains(&it.place),
     };
-    let drift = current.config.services().map(|name| (name.to_owned(), drift::of(&current, name)));
+    let drift = current.config.services().map(|name| (name.to_owned(), drift::of(&*current, name)));
     let effective = Effective {
         drift: drift.filter(|(_, drift)| !drift.is_empty()).collect(),
         revision: current.revision,

@@ -74,6 +74,9 @@ pub(super) struct Addition {
     /// As in the configuration file: at least `url`. `${NAME}` is filled in by the server.
     #[schema(value_type = Object, example = json!({ "url": "http://10.0.0.7:8000", "engine": "vllm" }))]
     endpoint: Value,
+    /// Why; for the history.
+    #[serde(default)]
+    reason: String,
 }
 
 /// A change that was made, or that was there already.
@@ -112,10 +115,10 @@ pub(super) async fn add(
     State(api): State<Api>,
     Extension(actor): Extension<Actor>,
     if_match: IfMatch,
-    JsonBody(Addition { service, version, endpoint }): JsonBody<Addition>,
+    JsonBody(Addition { service, version, endpoint, reason }): JsonBody<Addition>,
 ) -> Result<impl IntoResponse, ApiError> {
     let change = EndpointChange::Add { service, version, definition: endpoint };
-    let done = make(&api, actor, if_match, change).await?;
+    let done = make(&api, actor, if_match, change, reason).await?;
     Ok((StatusCode::CREATED, done))
 }
 
@@ -133,6 +136,9 @@ pub(super) struct Which {
     /// Even if it is the last one that serves its version.
     #[serde(default)]
     force: bool,
+    /// Why; for the history.
+    #[serde(default)]
+    reason: String,
 }
 
 /// Remove an endpoint
@@ -232,9 +238,10 @@ async fn set(
     which: Which,
     standing: Standing,
 ) -> Result<Tagged<Done>, ApiError> {
-    let Which { url, service, version, force } = which;
+    let Which { url, service, version, force, reason } = which;
     let force = if force { Force::Yes } else { Force::No };
-    make(api, actor, if_match, EndpointChange::Set { service, version, url, standing, force }).await
+    let change = EndpointChange::Set { service, version, url, standing, force };
+    make(api, actor, if_match, change, reason).await
 }
 
 async fn make(
@@ -242,7 +249,10 @@ async fn make(
     actor: Actor,
     IfMatch(if_match): IfMatch,
     change: EndpointChange,
+    reason: String,
 ) -> Result<Tagged<Done>, ApiError> {
-    let changed = api.blocking(move |control| control.change(&actor, if_match.as_deref(), &change)).await?;
+    let making =
+        move |control: &crate::Control| control.change(&actor, if_match.as_deref(), &change, &reason);
+    let changed = api.blocking(making).await?;
     Ok(changed.into())
 }

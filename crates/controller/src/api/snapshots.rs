@@ -122,7 +122,8 @@ impl From<&Snapshot> for SnapshotView {
 
 impl From<&Saved> for SavedView {
     fn from(saved: &Saved) -> Self {
-        let endpoints = saved.endpoints.iter().map(|it| SavedEndpoint {
+        let held = |standing| matches!(standing, Standing::Draining | Standing::Isolated);
+        let endpoints = saved.changes.iter().filter(|it| held(it.standing)).map(|it| SavedEndpoint {
             version: it.place.version.clone(),
             url: it.place.url.clone(),
             standing: it.standing,

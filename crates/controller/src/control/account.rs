@@ -134,13 +134,19 @@ impl Control {
 }
 
 /// What an endpoint has become, for the history.
-pub(super) fn of_endpoint(deed: &Deed<'_>, place: &Place, intent: &Intent, revision: u64) -> HistoryEntry {
+pub(super) fn of_endpoint(
+    deed: &Deed<'_>,
+    place: &Place,
+    intent: &Intent,
+    (revision, reason): (u64, &str),
+) -> HistoryEntry {
     let told = [format!("{} {} of version {}", deed.action, place.url, place.version)];
     let standing = intent.of(place).map(|EndpointIntent { standing, .. }| *standing);
     let what = json!({
         "revision": revision,
         "version": place.version,
         "endpoint": place.url,
+        "reason": cut(reason),
         "standing": standing.unwrap_or(if deed.action == "remove" { Standing::Removed } else { Standing::Active }),
     });
     entry(deed, &place.service, "endpoint", "done", &told, what)

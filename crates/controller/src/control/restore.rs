@@ -102,9 +102,9 @@ impl Control {
                 let (service, release) = (service.clone(), release.to_owned());
                 return Err(Refusal::Releasing { service, release, what: "nothing can be restored now" });
             }
-            let standing = (&saved.definition, saved.endpoints.as_slice());
+            let saved = (&saved.written, saved.changes.as_slice());
             intent
-                .restore((&current.file, &current.config), (&snapshot.id, now), service, standing)
+                .restore((&current.file, &current.config), (&snapshot.id, now), service, saved)
                 .map_err(Refusal::LostKey)?;
         }
         let config = in_force(&self.path, &current.file, &intent)?;

@@ -57,3 +57,25 @@ pub(crate) fn of_file(entry: &HistoryEntry, id: &str) -> Option<Op> {
     };
     Some(notice.enqueue())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_stable_version_by_the_file_is_told() {
+        let entry = |body| HistoryEntry {
+            at: 7,
+            actor: "ops".to_owned(),
+            service: "chat".to_owned(),
+            kind: "file".to_owned(),
+            subject: "backstop.yaml".to_owned(),
+            body,
+        };
+        assert_eq!(of_file(&entry(serde_json::json!({ "makes_stable": null })), "1"), None);
+        let told = of_file(&entry(serde_json::json!({ "makes_stable": "v3" })), "1");
+        let Some(Op::Enqueue(effect)) = told else { panic!("{told:?}") };
+        assert_eq!(effect.body["title"], "chat: v3 serves, as the file says");
+        assert_eq!((&effect.body["topic"], effect.id.as_str()), (&"release".into(), "file-1"));
+    }
+}

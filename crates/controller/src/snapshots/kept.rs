@@ -32,11 +32,13 @@ pub(crate) struct Snapshot {
 /// A service as it was.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Saved {
-    /// As in the file, with run-time changes in it; `${NAME}` as it was written, keys in clear left out.
+    /// For people: as it would be written in the file, with run-time changes in it. `${NAME}` as it was written, keys in
+    /// clear left out.
     pub(crate) definition: Value,
-    /// Endpoints that were there and were not to serve.
+    /// The same without run-time changes, which are beside it: a version stays the one that was or was not sent back.
+    pub(crate) written: Value,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) endpoints: Vec<EndpointIntent>,
+    pub(crate) changes: Vec<EndpointIntent>,
     pub(crate) stable: String,
     /// Versions that were stable before, the last one first.
     pub(crate) previous: Vec<String>,
@@ -77,10 +79,16 @@ impl Snapshot {
 
 impl Saved {
     fn of(current: &Current, service: &str) -> Option<Self> {
-        let Route { stable, previous, vetoes, .. } = current.routes.of(&current.config, service)?;
+        let config = &current.config;
+        let Route { stable, previous, vetoes, .. } = current.routes.of(config, service)?;
+        // One that is gone from the file does not serve.
+        let stable = Some(stable).filter(|stable| config.version_digest(service, stable).is_some());
+        let stable = stable.or_else(|| config.stable(service))?;
+        let (written, changes) = current.intent.saved(config, service)?;
         Some(Self {
-            definition: current.intent.definition(&current.config, service, &stable)?,
-            endpoints: current.intent.standing(&current.config, service),
+            definition: current.intent.definition(config, service, &stable)?,
+            written,
+            changes,
             stable,
             previous,
             vetoes,

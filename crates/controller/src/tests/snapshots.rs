@@ -79,9 +79,9 @@ impl Served {
         Veto { digest, release, at: 1, cause, isolated: true }
     }
 
-    /// `chat` as it is in the last table, without its revision.
+    /// `chat` as it is in the last table, however much that differs from the file.
     fn chat(&self) -> ServiceSpec {
-        self.world.plane.table().services.remove(0)
+        ServiceSpec { drift: 0, ..self.world.plane.table().services.remove(0) }
     }
 
     async fn change_much(&self) {
@@ -152,14 +152,17 @@ async fn what_is_restored_is_as_it_was() {
 async fn the_file_takes_over_again() {
     let served = Served::new(TWO).await;
     served.change_much().await;
+    let before = served.chat();
     let id = served.save().await;
     served.route(|route| route.make_stable("v1"));
-    assert_eq!(served.restore(&id, json!({})).await.status, StatusCode::OK);
-    assert_eq!(served.chat().stable, "v2");
-    let changed = TWO.replace("name: chat\n", "name: chat\n    balance: random\n");
-    served.world.write(&changed);
+    let changed = |balance: &str| TWO.replace("    rules:", &format!("    balance: {balance}\n    rules:"));
+    served.world.write(&changed("random"));
     served.control.reload(&Actor::File, None).unwrap();
-    assert_eq!(served.chat().versions[1].endpoints.len(), 1, "the file has one");
+    assert_eq!(served.restore(&id, json!({})).await.status, StatusCode::OK);
+    assert_eq!(served.chat(), before);
+    served.world.write(&changed("round_robin"));
+    served.control.reload(&Actor::File, None).unwrap();
+    assert_eq!(served.chat().balance, backstop_core::table::BalancePolicy::RoundRobin);
     // The file's `stable` is what it was, so that the store's holds.
     assert_eq!(served.chat().stable, "v2");
     let (_, waiting) = served.control.waiting();
@@ -204,6 +207,49 @@ async fn a_version_that_was_sent_back_stays_away() {
             .contains("v2 gets nothing")
     );
     assert!(served.chat().rules.is_empty());
+}
+
+/// What was changed about it at run time makes it no other version.
+#[tokio::test]
+async fn a_version_is_known_whatever_was_changed_at_run_time() {
+    let served = Served::new(TWO).await;
+    served.change_much().await;
+    let id = served.save().await;
+    let veto = served.veto("v2");
+    served.route(|route| {
+        route.make_stable("v1");
+        route.vetoes.insert("v2".to_owned(), veto);
+    });
+    assert_eq!(served.restore(&id, json!({})).await.error().1, "sent_back");
+    // Sent back under a snapshot, it stays so when the file holds again.
+    assert_eq!(served.restore(&id, json!({ "again": true })).await.status, StatusCode::OK);
+    let veto = served.veto("v2");
+    served.route(|route| {
+        route.make_stable("v1");
+        route.vetoes.insert("v2".to_owned(), veto);
+    });
+    served.world.write(&TWO.replace("    rules:", "    balance: random\n    rules:"));
+    served.control.reload(&Actor::File, None).unwrap();
+    assert_eq!(served.chat().versions[1].endpoints[0].duty, Duty::Isolated);
+}
+
+/// Such as after the environment or Backstop has become another one.
+#[tokio::test]
+async fn what_was_restored_and_can_not_be_served_any_more_is_told_of() {
+    let served = Served::new(TWO).await;
+    let id = served.save().await;
+    served.world.write(&TWO.replace("    rules:", "    balance: random\n    rules:"));
+    served.control.reload(&Actor::File, None).unwrap();
+    assert_eq!(served.restore(&id, json!({})).await.status, StatusCode::OK);
+    let path = served.world.path("state/intent.json");
+    let kept = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, kept.replace("${HOME}", "${NO_SUCH_NAME}")).unwrap();
+    let Err(error) = served.world.start() else { panic!("it has begun") };
+    let told = error.to_string();
+    assert!(told.contains("`NO_SUCH_NAME` is not set") && told.contains(&id), "{told}");
+    // A change of the file is the way out.
+    served.world.write(&TWO.replace("    rules:", "    balance: round_robin\n    rules:"));
+    assert!(served.world.start().is_ok());
 }
 
 #[tokio::test]
@@ -253,6 +299,37 @@ async fn what_stands_against_it() {
     assert_eq!((listed.len(), &listed[0]["id"]), (1, &json!(id)));
     let none = get(&served.router, &format!("{SNAPSHOTS}?service=embed&version=v2")).await.json();
     assert_eq!(none, json!([]));
+}
+
+#[tokio::test]
+async fn a_restore_that_can_not_be_kept_is_not_made() {
+    let served = Served::new(TWO).await;
+    let id = served.save().await;
+    served.change_much().await;
+    let before = served.chat();
+    let kept = || {
+        let text = std::fs::read(served.world.path("state/intent.json")).unwrap();
+        serde_json::from_slice::<Value>(&text).unwrap()["endpoints"].clone()
+    };
+    let endpoints = kept();
+    let mut later = Vec::new();
+    for file in ["restore.json", "intent.json", "routes.json"] {
+        // A file takes no directory's place, whoever one is.
+        let (path, aside) = (served.world.path(&format!("state/{file}")), served.world.path("aside"));
+        let there = std::fs::rename(&path, &aside).is_ok();
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(served.restore(&id, json!({})).await.error(), (500, "not_kept".to_owned()), "{file}");
+        std::fs::remove_dir(&path).unwrap();
+        if there {
+            std::fs::rename(&aside, &path).unwrap();
+        }
+        assert_eq!(served.chat(), before, "{file}");
+        // The directory goes with the last of them.
+        later.push(served.again().await);
+        assert_eq!(later[later.len() - 1].chat(), before, "{file}");
+    }
+    assert_eq!(kept(), endpoints);
+    assert_eq!(served.restore(&id, json!({})).await.status, StatusCode::OK);
 }
 
 /// A key in clear is in none of the files but the ones that only we read.

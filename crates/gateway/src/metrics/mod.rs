@@ -135,6 +135,8 @@ metrics! {
         "End of the certificate that a listener shows (listener: clients or admin), in seconds since the Unix epoch.";
     STORAGE = Gauge "backstop_storage_up" &["what"],
         "1 while what is decided about releases can be written down, 0 while it can't (what: store, or routes for `routes.json` in the state directory).";
+    DRIFT = Gauge "backstop_config_drift" &["service"],
+        "In how many points a service differs from what the configuration file says of it: by releases, run-time changes and restored snapshots.";
     RELEASE_SHARE = Gauge "backstop_release_share_ratio" VERSION,
         "Share of the service's requests that a release gives to its new version; only while one is on its way.";
     DRILL_PASSED = Gauge "backstop_drill_passed" SERVICE,
@@ -311,6 +313,7 @@ pub(crate) fn page(shared: &Shared, discovery: &Discovery, events: &Events) -> S
 fn add_versions(page: &mut Page, table: &Table) {
     for service in table.services.values() {
         service::add(page, service);
+        page.add(&DRIFT, &[&service.name], service.drift as f64);
         if let Some(split) = &service.split {
             let share = f64::from(split.buckets) / f64::from(BUCKETS);
             page.add(&RELEASE_SHARE, &[&service.name, &split.canary.name], share);

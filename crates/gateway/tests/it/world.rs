@@ -74,6 +74,7 @@ pub(crate) fn service(sims: &[Sim]) -> ServiceSpec {
         admission: None,
         limits: RateSpec::default(),
         limits_per_user: RateSpec::default(),
+        drift: 0,
         resume: ResumeSpec { attempts: 0, modes: Vec::new(), across: Vec::new() },
         failover: FailoverSpec {
             ramp: vec![1.0],
