@@ -7,9 +7,11 @@ import subprocess
 import httpx
 import pytest
 
-from processes import BACKSTOP, Process, eventually, free_port
+from processes import BACKSTOP, ROOT, Process, eventually, free_port
+from test_metrics import PROMTOOL
 from test_releases_llama import Released, Traffic
 
+PROMETHEUS = shutil.which("prometheus") or str(ROOT / ".tools/prometheus")
 TOKENS = (
     'sum(rate(backstop_tokens_total{service="$service",version="$version",direction="output"}[5s]))'
     ' / sum(rate(backstop_requests_total{service="$service",version="$version",outcome="answered"}[5s]))'
@@ -33,7 +35,7 @@ class Prometheus(Process):
         job = {"job_name": "backstop", "static_configs": [{"targets": [admin.removeprefix("http://")]}]}
         # JSON is YAML.
         config.write_text(json.dumps({"global": {"scrape_interval": "500ms"}, "scrape_configs": [job]}))
-        command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}"]
+        command = [PROMETHEUS, f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}"]
         super().__init__("prometheus", [*command, f"--web.listen-address=127.0.0.1:{port}"], folder)
         self.start()
 
@@ -44,7 +46,7 @@ def start(backstop) -> subprocess.CompletedProcess:
 
 
 def test_a_release_by_backstops_own_metrics(launch, connect, tmp_path):
-    if not shutil.which("prometheus"):
+    if not shutil.which(PROMETHEUS):
         pytest.skip("prometheus is missing; hint: apt-get install prometheus")
     stable = launch.sim("--tokens", "4", name="stable")
     canary = launch.sim("--tokens", "12", name="canary")
@@ -66,3 +68,9 @@ def test_a_release_by_backstops_own_metrics(launch, connect, tmp_path):
             (found,) = [it for it in status["evidence"]["metrics"] if it["metric"] == "tokens_per_answer"]
             assert found["figures"]["stable"] == pytest.approx(4), found
             assert found["figures"]["canary"] == pytest.approx(12), found
+        page = httpx.get(f"{backstop.admin}/metrics").raise_for_status().text
+        assert 'metric="tokens_per_answer",verdict="regressed"} 1' in page, page
+        assert 'backstop_release_cause{service="chat",version="v2",cause="regressed"} 1' in page, page
+        if shutil.which(PROMTOOL):
+            check = subprocess.run([PROMTOOL, "check", "metrics"], input=page, capture_output=True, text=True)
+            assert (check.returncode, check.stdout + check.stderr) == (0, ""), page

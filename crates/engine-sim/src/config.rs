@@ -42,6 +42,9 @@ pub struct SimConfig {
     pub max_body: usize,
     /// Length of embedding vectors unless the request says otherwise.
     pub embedding_dimensions: usize,
+    /// By so many bytes the memory grows with each request that its metrics tell of, from 1 GiB. `None` is an engine that does not
+    /// report its memory.
+    pub leak: Option<u64>,
     /// How long [`crate::Sim::shutdown`] waits for answers under way.
     pub grace: Duration,
 }
@@ -66,6 +69,7 @@ impl Default for SimConfig {
             log: 256,
             max_body: 32 << 20,
             embedding_dimensions: 64,
+            leak: None,
             grace: Duration::from_secs(10),
         }
     }

@@ -11,12 +11,23 @@ const NOMINAL_KV: u64 = 1 << 20;
 
 /// `None` from an engine without metrics.
 pub(crate) fn text(engine: &Engine) -> Option<String> {
-    match engine.config.dialect {
-        Dialect::Vllm => Some(vllm(engine)),
-        Dialect::Sglang => Some(sglang(engine)),
-        Dialect::LlamaCpp => Some(llama_cpp(engine)),
-        Dialect::OpenAi => None,
+    let own = match engine.config.dialect {
+        Dialect::Vllm => vllm(engine),
+        Dialect::Sglang => sglang(engine),
+        Dialect::LlamaCpp => llama_cpp(engine),
+        Dialect::OpenAi => return None,
+    };
+    Some(own + &memory(engine))
+}
+
+fn memory(engine: &Engine) -> String {
+    let mut text = String::new();
+    if let Some(leak) = engine.config.leak {
+        let bytes = (1 << 30) + leak * get(&engine.counters.requests);
+        header(&mut text, "process_resident_memory_bytes", "gauge");
+        line(&mut text, "process_resident_memory_bytes", "", &bytes.to_string());
     }
+    text
 }
 
 fn vllm(engine: &Engine) -> String {

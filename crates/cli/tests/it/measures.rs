@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
+use backstop_engine_sim::{Sim, SimConfig};
 use serde_json::{Value, json};
 
 use crate::backstop::{Backstop, sim};
@@ -71,7 +72,7 @@ impl Prometheus {
         *self.says.lock().unwrap() = [v1, v2];
     }
 
-    fn config(&self, sims: &[&backstop_engine_sim::Sim], release: &str) -> String {
+    fn config(&self, sims: &[&Sim], release: &str) -> String {
         format!(
             "prometheus: {{ url: \"http://{}\", token: T0KEN, interval: 100ms }}\n{}",
             self.addr,
@@ -179,7 +180,7 @@ async fn a_number_beyond_its_limit_sends_the_version_back_unless_both_are() {
     let status = phase(&backstop, "verifying").await;
     assert_eq!(status["cause"], "regressed: queue");
     let account = backstop.order(&["release", "report", "chat"]);
-    assert!(account.contains("| queue | **regressed** | – | 12.5000 / 1.0000 |"), "{account}");
+    assert!(account.contains("| queue | **regressed** | – | 12.5 / 1 |"), "{account}");
     assert!(account.contains("it should be at most 10"), "{account}");
 }
 
@@ -198,7 +199,26 @@ async fn answers_that_become_much_longer_send_the_version_back() {
     let shown = backstop.order(&["release", "status", "chat"]);
     assert!(shown.contains("output_tokens") && shown.contains("12 / 3"), "{shown}");
     let account = backstop.order(&["release", "report", "chat"]);
-    assert!(account.contains("| output_tokens | **regressed** | – | 12.0000 / 3.0000 |"), "{account}");
+    assert!(account.contains("| output_tokens | **regressed** | – | 12 / 3 |"), "{account}");
+    load.none_lost();
+}
+
+#[tokio::test]
+async fn an_engine_whose_memory_grows_sends_its_version_back() {
+    let sim = async |leak| {
+        let config = SimConfig { tokens: 3, leak: Some(leak), ..SimConfig::default() };
+        Sim::start(config).await.unwrap()
+    };
+    let (first, second) = (sim(0).await, sim(10 << 20).await);
+    let text = config(&[&first, &second], &guarded(SLOW, "{ metric: memory_growth, max: 20%, for: 1s }"));
+    let backstop = serve(&text, 2).await;
+    let load = Load::on(backstop.addr);
+    backstop.order(&["release", "start", "chat", "--to", "v2"]);
+    let status = phase(&backstop, "verifying").await;
+    assert_eq!(status["cause"], "regressed: memory_growth");
+    let growth = metric(&status, "memory_growth");
+    assert_eq!(growth["figures"]["stable"], 0.0, "{growth:#}");
+    assert!(growth["figures"]["canary"].as_f64() > Some(0.2), "{growth:#}");
     load.none_lost();
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use backstop_core::evidence::{MetricVerdict, Verdict, likelihood};
 use backstop_core::report::Quantiles;
-use backstop_core::rollout::{Phase, Severity};
+use backstop_core::rollout::{Phase, Severity, rounded};
 use jiff::Timestamp;
 use plotters::prelude::*;
 
@@ -176,7 +176,7 @@ fn evidence(kept: &Kept, out: &mut String) {
 /// What was counted or measured of a metric, and where its ratio is.
 fn seen(metric: &MetricVerdict) -> (String, String) {
     let bad = metric.bad.iter().map(|bad| format!("{}/{}", bad.canary, bad.stable));
-    let value = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), |value| format!("{value:.4}"));
+    let value = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), rounded);
     let figures = metric.figures.iter().map(|it| format!("{} / {}", value(it.canary), value(it.stable)));
     let of_means = metric.figures.iter().filter_map(|it| it.ratio).map(|it| ratio(it.low, it.high));
     let ratios = metric.ratios.iter().map(|range| ratio(range.low, range.high)).chain(of_means);

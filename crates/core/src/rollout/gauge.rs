@@ -201,11 +201,12 @@ fn unknown(answer: Option<&Answer>, who: &str) -> Finding {
     }
 }
 
-/// A number as people read it.
-pub(super) fn rounded(number: f64) -> String {
-    let digits = if number.abs() >= 100.0 { 1 } else { 4 };
+/// A number as people read it: five digits that mean something.
+pub fn rounded(number: f64) -> String {
+    let magnitude = if number == 0.0 { 0.0 } else { number.abs().log10().floor() };
+    let digits = (4.0 - magnitude).clamp(0.0, 12.0) as usize;
     let text = format!("{number:.digits$}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    if digits == 0 { text } else { text.trim_end_matches('0').trim_end_matches('.').to_owned() }
 }
 
 #[cfg(test)]
@@ -292,8 +293,15 @@ mod tests {
 
     #[test]
     fn numbers_are_told_shortly() {
-        for (number, text) in [(10.0, "10"), (0.05, "0.05"), (1234.56, "1234.6"), (0.0, "0"), (-2.5, "-2.5")]
-        {
+        for (number, text) in [
+            (10.0, "10"),
+            (0.05, "0.05"),
+            (1234.56, "1234.6"),
+            (2_000_000.0, "2000000"),
+            (0.000_042_123_4, "0.000042123"),
+            (0.0, "0"),
+            (-2.5, "-2.5"),
+        ] {
             assert_eq!(rounded(number), text);
         }
     }

@@ -42,7 +42,7 @@ pub use drill::{DRILL, Drilling, twin};
 pub use effect::{About, Effect, Exposure, Severity, Told};
 pub use engines::EngineUse;
 pub use freeze::Freeze;
-pub use gauge::{Answer, Gauge, Heard, Limit, Reading, Source};
+pub use gauge::{Answer, Gauge, Heard, Limit, Reading, Source, rounded};
 pub use measures::{Asked, Measured};
 pub use plan::{ALL, OnExpiry, Plan, Step, Way};
 pub use query::{Query, QueryError};

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anstyle::{AnsiColor, Style};
 use backstop_core::evidence::likelihood;
+use backstop_core::rollout::rounded;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -305,11 +306,6 @@ fn colour_of(summary: &Summary) -> Option<AnsiColor> {
 fn paint(text: &str, colour: Option<AnsiColor>, paper: Paper) -> String {
     let style = colour.filter(|_| paper.colour).map_or_else(Style::new, |colour| colour.on_default());
     format!("{style}{text}{style:#}")
-}
-
-/// Four digits after the point at most.
-fn rounded(number: f64) -> String {
-    ((number * 1e4).round() / 1e4).to_string()
 }
 
 fn percent(share: f64) -> String {
