@@ -305,6 +305,13 @@ async fn stopped(release: &str, at: &str) {
     let now = status(&leads);
     assert_eq!((&now["phase"], &now["holds"][0]["hold"]), (&json!(at), &json!("paused")), "{now:#}");
     assert_eq!(chat(stopped.addr, false).await.status, 200);
+
+    // What is taken from a version is taken here, too.
+    leads.order(&["release", "rollback", "chat"]);
+    until("it follows", || stopped.logged("another Backstop has sent it back")).await;
+    for _ in 0..20 {
+        assert_eq!(served(&stopped).await, ("v1".to_owned(), "v1".to_owned()));
+    }
 }
 
 #[tokio::test]

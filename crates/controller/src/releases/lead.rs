@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::event::Medium;
-use backstop_core::rollout::Release;
+use backstop_core::rollout::{Phase, Release};
 use backstop_store::StoreError;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{debug, error, warn};
 
+use super::act::serve;
 use super::{COMMIT_TIMEOUT, Failure, Kept, Releases, Running, key, lock, unanswered};
 use crate::change::Actor;
-use crate::control::unix_millis;
+use crate::control::{Order, unix_millis};
 
 /// Only its holder decides about releases.
 pub(crate) const LEASE: &str = "releases";
@@ -44,7 +45,31 @@ impl Releases {
             debug!("another Backstop decides about the releases in this store");
         }
         *lock(&self.epoch) = epoch;
+        if epoch.is_none() {
+            self.follow();
+        }
         Ok(())
+    }
+
+    /// What somebody else has taken from a version it loses here, too. Nothing gets more by that.
+    fn follow(&self) {
+        let known: Vec<Arc<Kept>> = lock(&self.seen).values().map(Arc::clone).collect();
+        for kept in known {
+            let release = &kept.release;
+            let served = self.control.route_of(&release.service).and_then(|route| route.active);
+            let has = served.filter(|served| served.release.id == release.id).map(|it| it.release.buckets());
+            let is_less = release.buckets() <= has.unwrap_or(0);
+            let is_off = release.phase == Phase::Aborted && has.is_some();
+            if !((release.phase.is_back() && is_less) || is_off) || self.is_served(&kept) {
+                continue;
+            }
+            let (version, service) = (&release.canary, &release.service);
+            warn!(version, service, "another Backstop has sent it back");
+            if let Err(error) = serve(&self.control, vec![kept.active()], Order::ServeFirst, &Actor::Release)
+            {
+                error!(%error, service, "it could not be sent back here");
+            }
+        }
     }
 
     /// What is served may be ahead of the store, which was told last or has been lost.
