@@ -64,7 +64,7 @@ pub(crate) struct Document {
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) prometheus: Option<Prometheus>,
-    /// Where releases, their history and what is to be sent are kept: `sqlite:PATH` or `memory:` (write it in quotes,
+    /// Where releases, snapshots, the history and what is to be sent are kept: `sqlite:PATH` or `memory:` (write it in quotes,
     /// because of the colon at its end). Run-time changes of endpoints are in `state_dir`.
     #[serde(default = "default_store")]
     pub(crate) store: Store,

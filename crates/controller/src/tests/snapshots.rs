@@ -7,7 +7,7 @@ use backstop_store::{HistoryFilter, Store};
 use serde_json::json;
 
 use super::*;
-use crate::control::Order;
+use crate::control::{Order, VersionChange};
 use crate::routes::{Route, Veto};
 use crate::{Actor, Releases};
 
@@ -231,6 +231,25 @@ async fn a_version_is_known_whatever_was_changed_at_run_time() {
     served.world.write(&TWO.replace("    rules:", "    balance: random\n    rules:"));
     served.control.reload(&Actor::File, None).unwrap();
     assert_eq!(served.chat().versions[1].endpoints[0].duty, Duty::Isolated);
+}
+
+#[tokio::test]
+async fn versions_that_were_registered_are_saved_too() {
+    let served = Served::new(TWO).await;
+    let change = |change: VersionChange| {
+        served.control.change_version(&Actor::Local, "chat", "v3", &change).unwrap();
+    };
+    change(VersionChange::Define(json!({ "endpoints": [{ "url": "http://h:7" }] })));
+    let drift = get(&served.router, "/api/v1/services/chat").await.json()["drift"][0]["what"].clone();
+    assert_eq!(drift, "version v3 was registered");
+    served.route(|route| route.make_stable("v3"));
+    let (before, id) = (served.chat(), served.save().await);
+    served.route(|route| route.make_stable("v1"));
+    change(VersionChange::Forget);
+    assert_eq!(served.chat().versions.len(), 2);
+    assert_eq!(served.restore(&id, json!({ "force": true })).await.status, StatusCode::OK);
+    assert_eq!(served.chat(), before);
+    assert_eq!(served.again().await.chat(), before);
 }
 
 /// Such as after the environment or Backstop has become another one.
