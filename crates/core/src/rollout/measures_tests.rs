@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
 use super::analysis_tests::{NOW, UP, arm, bad, report, settings, trigger};
 use super::*;
 use crate::evidence::Verdict;
-use crate::report::{ArmReport, BadEvent, Moments};
+use crate::report::{ArmReport, BadCount, BadEvent, Moments};
 
 const WARM: Option<u64> = Some(60_000);
 
@@ -77,6 +80,50 @@ fn alpha_is_shared_by_weight_only_with_means() {
     assert_eq!(certain(vec![]).to_bits(), (-f64::ln(0.01)).to_bits());
     // Three guardrails for events, each with the weight of the mean.
     assert!((certain(vec![mean(1.2, None)]) + f64::ln(0.0075)).abs() < 1e-9);
+}
+
+/// Whether evidence or means ever send back a version whose answers are `longer` times as long, and which fails as
+/// stable does. Both fail ten times as often in the middle of it.
+fn is_sent_back(seed: u64, longer: f64) -> bool {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut settings = Settings { means: vec![mean(1.0, Some(0.999))], ..settings() };
+    settings.plan.alpha = 0.05;
+    let mut analysis = Analysis::new(&settings).unwrap();
+    let (mut arms, mut failed) = ([ArmReport::default(), ArmReport::default()], [vec![], vec![]]);
+    for look in 0..20_u64 {
+        for unit in look * 500..(look + 1) * 500 {
+            let arm = usize::from(rng.random::<f64>() < 0.1);
+            let errors = if (8..12).contains(&look) { 0.2 } else { 0.02 };
+            if rng.random::<f64>() < errors {
+                failed[arm].push(unit);
+            }
+            let tokens = -200.0 * (1.0 - rng.random::<f64>()).ln() * if arm == 1 { longer } else { 1.0 };
+            let ArmReport { requests, ended, units, output_tokens, .. } = &mut arms[arm];
+            (*requests, *ended, *units) = (*requests + 1, *ended + 1, *units + 1);
+            output_tokens.count += 1;
+            output_tokens.sum += tokens;
+            output_tokens.sum_of_squares += tokens * tokens;
+        }
+        let [stable, canary] = [0, 1].map(|arm| {
+            let units = failed[arm].clone();
+            let requests = units.len() as u64;
+            let bad = BadCount { event: BadEvent::Error, requests, units, overflow: false };
+            ArmReport { bad: vec![bad], ..arms[arm].clone() }
+        });
+        analysis.take(&report(1, 0, stable, canary), NOW, 0, 0);
+        if analysis.observe(look * 1_000, (0, WARM), UP, true).regressed.is_some() {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn all_together_are_wrong_no_more_often_than_alpha_says() {
+    let wrong = (0..150).filter(|seed| is_sent_back(*seed, 1.0)).count();
+    assert!(wrong <= 7, "{wrong} of 150 at an error of 5 %");
+    let found = (0..20).filter(|seed| is_sent_back(*seed, 1.4)).count();
+    assert_eq!(found, 20, "what is far off is found");
 }
 
 #[test]
