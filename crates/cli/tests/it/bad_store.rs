@@ -138,6 +138,34 @@ async fn on_a_full_disk_a_promoted_version_can_be_left() {
     until("written down", || !routes(&backstop)["vetoes"]["v2"].is_null()).await;
 }
 
+#[tokio::test]
+async fn to_leave_a_version_comes_before_a_release_that_waits_for_the_store() {
+    let (first, second, third) = (sim(0, 3).await, sim(0, 3).await, sim(0, 3).await);
+    let backstop = std::sync::Arc::new(serve(&[&first, &second, &third], SLOW).await);
+    backstop.order(&["release", "start", "chat", "--to", "v2"]);
+    phase(&backstop, "step 1").await;
+    backstop.order(&["release", "promote", "chat"]);
+    let lock = rusqlite::Connection::open(backstop.path("backstop.db")).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let ask = |arguments: &'static [&str]| {
+        let backstop = std::sync::Arc::clone(&backstop);
+        tokio::task::spawn_blocking(move || backstop.ask(arguments, ""))
+    };
+    let start = ask(&["release", "start", "chat", "--to", "v3"]);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let back = ask(&["release", "rollback", "chat"]);
+    at_last("v1 serves", async { while served(&backstop).await.0 != "v1" {} }).await;
+    lock.execute_batch("ROLLBACK").unwrap();
+    let (start, back) = (start.await.unwrap(), back.await.unwrap());
+    // Whether the release had begun or not, it has to give way.
+    assert_eq!(back.code, Some(0), "{start:?} {back:?}");
+    let now = status(&backstop);
+    assert_eq!((&now["kind"], &now["version"]), (&json!("rollback"), &json!("v2")));
+    for _ in 0..20 {
+        assert_eq!(served(&backstop).await, ("v1".to_owned(), "v1".to_owned()));
+    }
+}
+
 /// All of it from the second page on.
 fn damage(backstop: &Backstop) {
     let path = backstop.path("backstop.db");

@@ -129,10 +129,10 @@ impl Releases {
 
     /// Puts what `effects` say into the account of the release, the history and the outbox.
     pub(super) fn note(&self, running: &mut Running, effects: &[Effect], actor: &Actor) {
-        let now = unix_millis();
+        let mut now = unix_millis();
         for (index, effect) in effects.iter().enumerate() {
             let Effect::Tell(told) = effect else { continue };
-            running.kept.tell(now, told.severity, told.text.clone());
+            now = running.kept.tell(now, told.severity, told.text.clone());
             let is_drill = running.kept.release.kind == Kind::Drill;
             // Of a drill people are told what has come of it.
             if !is_drill || told.about == About::Drill {

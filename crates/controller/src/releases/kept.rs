@@ -98,8 +98,8 @@ impl Kept {
     }
 
     /// Puts something that happened at `at` into the account, in which time does not go back: that moment, or one right
-    /// after the last.
-    pub(crate) fn tell(&mut self, at: u64, severity: Severity, text: String) {
+    /// after the last. Gives which.
+    pub(crate) fn tell(&mut self, at: u64, severity: Severity, text: String) -> u64 {
         let at = at.max(self.timeline.last().map_or(0, |last| last.at + 1));
         let known = (severity > Severity::Info).then(|| self.judgement());
         let evidence = serde_json::to_value(known).unwrap_or_default();
@@ -108,6 +108,7 @@ impl Kept {
             self.timeline.remove(MOST_MOMENTS / 2);
         }
         self.timeline.push(moment);
+        at
     }
 
     /// Remembers how it stands now.

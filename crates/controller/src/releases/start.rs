@@ -66,6 +66,10 @@ impl Releases {
         let mut place = place.lock().await;
         let Begin { settings, route, digest } = self.may_begin(wanted)?;
         may_follow(place.as_ref())?;
+        // One that leaves the stable version is served before it has its place.
+        if let Some(leaving) = self.last(&wanted.service).filter(|last| !last.release.phase.is_final()) {
+            return Err(under_way_of(&leaving));
+        }
         let release = Release::begin(
             &self.next_id(&wanted.service, &wanted.to),
             &wanted.service,

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use backstop_config::{Config, Intent};
-use backstop_core::rollout::{Command, Drilling, Event, Kind, Observed, Phase, Release, Way, twin};
+use backstop_core::rollout::{Command, Drilling, Event, Kind, Observed, Phase, Release, Severity, Way, twin};
 use backstop_core::table::{Duty, ServiceSpec};
 
+use crate::releases::Kept;
 use crate::routes::{Active, Route, Routes};
 
 const FILE: &str = "
@@ -215,4 +216,17 @@ fn a_release_that_gives_way_leaves_both_of_its_versions() {
     routes.set("chat", route);
     let service = served(&config_now, &routes);
     assert_eq!((service.stable.as_str(), service.trial.unwrap().buckets), ("v3", 0));
+}
+
+/// Those who watch it know what is new by its time, and those who are told by an id that is made of it.
+#[test]
+fn the_account_of_a_release_goes_on_when_the_clock_is_put_back() {
+    let config = config(FILE);
+    let digest = config.version_digest("chat", "v2").unwrap();
+    let active = Active::new(&begun(&config), (&digest, "salt"), &[], Duration::from_secs(1));
+    let mut kept = Kept::of_served(&active, &config.release("chat").unwrap()).unwrap();
+    let times = [1_000, 1_000, 3_000, 500, 2_000, 4_000];
+    let told = times.map(|at| kept.tell(at, Severity::Info, "something".to_owned()));
+    assert_eq!(told, [1_000, 1_001, 3_000, 3_001, 3_002, 4_000]);
+    assert!(kept.timeline.iter().map(|moment| moment.at).eq(told));
 }
