@@ -111,7 +111,7 @@ fn is_sent_back(seed: u64, longer: f64) -> bool {
             ArmReport { bad: vec![bad], ..arms[arm].clone() }
         });
         analysis.take(&report(1, 0, stable, canary), NOW, 0, 0);
-        if analysis.observe(look * 1_000, (0, WARM), UP, true).regressed.is_some() {
+        if analysis.observe(look * 1_000, (0, WARM), &UP, true).regressed.is_some() {
             return true;
         }
     }
