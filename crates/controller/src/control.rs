@@ -478,6 +478,7 @@ impl Control {
         &self,
         deed: &Deed<'_>,
         services: &[String],
+        told: String,
         change: impl FnOnce(&mut Freezes),
     ) -> Result<(), Refusal> {
         let _one_at_a_time = self.lock();
@@ -488,7 +489,7 @@ impl Control {
         self.keep_routes(&routes).map_err(|refusal| self.refuse(deed, refusal))?;
         let next = Next { routes, ..Next::like(&before) };
         let current = self.reroute(&before, next, deed).map_err(|refusal| self.refuse(deed, refusal))?;
-        self.account_for(&current, deed, services, "freeze");
+        self.account_as(&current, deed, services, ("freeze", told));
         Ok(())
     }
 

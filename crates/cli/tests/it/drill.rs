@@ -254,7 +254,7 @@ async fn a_freeze_holds_over_restarts_and_without_a_store_and_lets_back() {
     all_well(&backstop, 2).await;
     let list = backstop.order(&["release", "list", "chat"]);
     assert!(list.contains("all services: frozen until"), "{list}");
-    let recorded = || history(&backstop).contains("freeze chat: frozen until");
+    let recorded = || history(&backstop).contains("freeze all services: frozen until");
     until("it is on record", recorded).await;
 
     backstop.order(&["release", "start", "chat", "--to", "v2"]);

@@ -103,9 +103,9 @@ pub(super) async fn order(
     let freeze = Freeze { from: now, until, reason, by: actor.to_string() };
     let services = services(&api, &scope);
     let ordering = move |control: &crate::Control| {
-        let subject = format!("{}: {}", subject(&scope), describe(&freeze));
-        let deed = Deed { actor: &actor, action: "freeze", subject };
-        control.order_freeze(&deed, &services, |freezes| freezes.order(&scope, freeze, now))
+        let deed = Deed { actor: &actor, action: "freeze", subject: subject(&scope) };
+        let told = describe(&freeze);
+        control.order_freeze(&deed, &services, told, |freezes| freezes.order(&scope, freeze, now))
     };
     api.blocking(ordering).await?;
     Ok(Json(all(&api)))
@@ -146,7 +146,8 @@ pub(super) async fn lift(
     let services = services(&api, &scope);
     let lifting = move |control: &crate::Control| {
         let deed = Deed { actor: &actor, action: "unfreeze", subject: subject(&scope) };
-        control.order_freeze(&deed, &services, |freezes| freezes.lift(&scope, now))
+        let told = "not frozen by an operator any more".to_owned();
+        control.order_freeze(&deed, &services, told, |freezes| freezes.lift(&scope, now))
     };
     api.blocking(lifting).await?;
     Ok(Json(all(&api)))

@@ -74,7 +74,19 @@ impl Control {
 
     /// Puts on record what needs no other file than the ledger's.
     pub(super) fn account_for(&self, current: &Current, deed: &Deed<'_>, services: &[String], kind: &str) {
-        let told = [format!("{} {}", deed.action, deed.subject)];
+        let told = format!("{} {}", deed.action, deed.subject);
+        self.account_as(current, deed, services, (kind, told));
+    }
+
+    /// The same, told in other words.
+    pub(super) fn account_as(
+        &self,
+        current: &Current,
+        deed: &Deed<'_>,
+        services: &[String],
+        (kind, told): (&str, String),
+    ) {
+        let told = [told];
         for service in services {
             let what = json!({ "revision": current.revision });
             self.ledger().note(entry(deed, service, kind, "done", &told, what));
