@@ -1,7 +1,9 @@
 //! [`Control`]: the one place where what is to be served changes.
 
 mod account;
+mod handover;
 mod restore;
+mod routing;
 mod versions;
 
 use std::collections::BTreeMap;
@@ -13,7 +15,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use backstop_config::{Config, Intent, Place, Problems};
 use backstop_core::event::{Medium, What};
-use backstop_core::rollout::Freeze;
 use backstop_core::status::DependencyState;
 use backstop_core::table::{TableSpec, TokenSpec};
 use backstop_store::HistoryEntry;
@@ -22,12 +23,12 @@ use tracing::{error, info, warn};
 use crate::change::{Actor, Changed, EndpointChange, LastChange, Refusal, StartError, count};
 use crate::drift::{self, Served};
 use crate::ledger::Ledger;
-use crate::releases::Freezes;
-use crate::routes::{Route, Routes, RoutesFile};
+use crate::routes::{Routes, RoutesFile};
 use crate::stored::{Both, BothFile, IntentFile, Stored};
 use crate::{DataPlane, crash};
 use account::Followed;
 pub(crate) use restore::Restoring;
+pub(crate) use routing::Order;
 pub(crate) use versions::VersionChange;
 
 /// Texts of clients in events are cut at this length: a thousand events are kept.
@@ -319,121 +320,6 @@ impl Control {
         Ok((tiers, current.revision))
     }
 
-    /// For a process that has handed over to a new one and only lets its requests end: takes the file and the
-    /// run-time changes as they are now, and makes no changes of its own from here on.
-    pub fn follow(&self) {
-        self.following.store(true, Relaxed);
-        let _one_at_a_time = self.lock();
-        let deed = Deed { actor: &Actor::File, action: "follow", subject: self.path.display().to_string() };
-        let before = self.current();
-        // What of the two can't be read stays as it was.
-        let config = self.read_config().unwrap_or_else(|refusal| {
-            self.refuse(&deed, refusal);
-            before.file.clone()
-        });
-        let (mut intent, mut routes) = match self.read_both() {
-            Some(Both { intent, routes }) => (intent.intent, routes),
-            None => {
-                let intent = self.stored.read().map(|stored| stored.intent).unwrap_or_else(|error| {
-                    error!(%error, "the run-time changes stay as they were");
-                    before.intent.clone()
-                });
-                (intent, self.read_routes(&before))
-            }
-        };
-        intent.leave_restored(&config);
-        routes.follow_file(&config);
-        if (&config, &intent, &routes) == (&before.file, &before.intent, &before.routes) {
-            return;
-        }
-        let loaded_at = if config == before.file { before.loaded_at } else { unix_millis() };
-        let applied = in_force(&self.path, &config, &intent).and_then(|in_force| {
-            let next = Next { config, in_force, loaded_at, intent, routes };
-            self.apply(before.revision, next, &deed)
-        });
-        if let Err(refusal) = applied {
-            self.refuse(&deed, refusal);
-        }
-    }
-
-    /// For a process that has taken over from an old one: takes the run-time changes that were made there while this
-    /// one prepared itself, and makes changes from here on. Also takes back a [`Control::follow`].
-    pub fn lead(&self) {
-        self.following.store(false, Relaxed);
-        let _one_at_a_time = self.lock();
-        let deed =
-            Deed { actor: &Actor::File, action: "take over", subject: self.path.display().to_string() };
-        let before = self.current();
-        let unfinished = self.read_both();
-        self.both_unkept.store(unfinished.is_some(), Relaxed);
-        let Both { intent: Stored { revision, mut intent, ledger }, mut routes } = match unfinished {
-            Some(both) => both,
-            None => match self.stored.read() {
-                Ok(intent) => Both { intent, routes: self.read_routes(&before) },
-                Err(error) => return error!(%error, "the run-time changes stay as they were"),
-            },
-        };
-        *self.ledger() = ledger.begun();
-        if routes.end_drills() {
-            self.routes_unkept.store(true, Relaxed);
-        }
-        let followed =
-            Followed { left: intent.leave_restored(&before.file), stable: routes.follow_file(&before.file) };
-        if let Ok(mut at_start) = self.at_start.lock() {
-            *at_start = followed;
-        }
-        if (&intent, &routes) == (&before.intent, &before.routes) {
-            return;
-        }
-        let last_revision = before.revision.max(revision);
-        let applied = in_force(&self.path, &before.file, &intent).and_then(|in_force| {
-            let next = Next { in_force, intent, routes, ..Next::like(&before) };
-            self.apply(last_revision, next, &deed)
-        });
-        if let Err(refusal) = applied {
-            self.refuse(&deed, refusal);
-        }
-    }
-
-    /// Changes who gets the traffic of `service` to what `change` makes of the route as it is then, if anything. What lowers
-    /// what a version gets is served first and kept then, and is served even if it can't be kept.
-    pub(crate) fn route(
-        &self,
-        service: &str,
-        order: Order,
-        deed: &Deed<'_>,
-        change: impl FnOnce(Route) -> Option<Route>,
-    ) -> Result<(), Refusal> {
-        let _one_at_a_time = self.lock();
-        let before = self.current();
-        self.may_lead().map_err(|refusal| self.refuse(deed, refusal))?;
-        let Some(route) = before.routes.of(&before.config, service) else { return Ok(()) };
-        let Some(route) = change(route) else { return Ok(()) };
-        let mut routes = before.routes.clone();
-        routes.set(service, route);
-        if routes == before.routes {
-            if self.routes_unkept.load(Relaxed) {
-                // It is served as it should be; whether it is written down is told by itself.
-                let _ = self.keep_routes(&routes);
-            }
-            return Ok(());
-        }
-        let next = Next { routes: routes.clone(), ..Next::like(&before) };
-        if order == Order::KeepFirst {
-            self.keep_routes(&routes)?;
-        }
-        self.reroute(&before, next, deed).map_err(|refusal| self.refuse(deed, refusal))?;
-        if order == Order::ServeFirst && self.keep_routes(&routes).is_err() {
-            warn!(service, "what is served now would be lost with a restart");
-        }
-        Ok(())
-    }
-
-    /// Whether the routes that are served would be found again after a restart.
-    pub(crate) fn routes_are_kept(&self) -> bool {
-        !self.routes_unkept.load(Relaxed)
-    }
-
     /// Whether what was decided could be written there, or why not. What is news is told.
     pub fn storage(&self, what: Medium, outcome: Result<(), String>) {
         let works = outcome.is_ok();
@@ -451,77 +337,6 @@ impl Control {
     /// Why nothing can be written there now.
     pub(crate) fn trouble(&self, what: Medium) -> Option<String> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).get(&what).cloned()
-    }
-
-    /// The route of a service as it is now; `None` if there is no such service.
-    pub(crate) fn route_of(&self, service: &str) -> Option<Route> {
-        let current = self.current();
-        current.routes.of(&current.config, service)
-    }
-
-    /// By what nothing of a service is to be changed at `now`, in milliseconds since the Unix epoch: of several by what lasts
-    /// longest.
-    pub(crate) fn frozen(&self, service: &str, now: u64) -> Option<Freeze> {
-        let current = self.current();
-        let ordered = current.routes.freezes.of(service).cloned();
-        current
-            .config
-            .freezes(service)
-            .into_iter()
-            .chain(ordered)
-            .filter(|freeze| freeze.holds(now))
-            .max_by_key(|freeze| freeze.until.unwrap_or(u64::MAX))
-    }
-
-    /// Changes what operators have ordered not to be changed, of these services: on disk first. It needs no store.
-    pub(crate) fn order_freeze(
-        &self,
-        deed: &Deed<'_>,
-        services: &[String],
-        told: String,
-        change: impl FnOnce(&mut Freezes),
-    ) -> Result<(), Refusal> {
-        let _one_at_a_time = self.lock();
-        let before = self.current();
-        self.may_change(&before, None).map_err(|refusal| self.refuse(deed, refusal))?;
-        let mut routes = before.routes.clone();
-        change(&mut routes.freezes);
-        self.keep_routes(&routes).map_err(|refusal| self.refuse(deed, refusal))?;
-        let next = Next { routes, ..Next::like(&before) };
-        let current = self.reroute(&before, next, deed).map_err(|refusal| self.refuse(deed, refusal))?;
-        self.account_as(&current, deed, services, ("freeze", told));
-        Ok(())
-    }
-
-    fn keep_routes(&self, routes: &Routes) -> Result<(), Refusal> {
-        let path = self.routes.path().display();
-        crash::point("before-routes");
-        let kept = if self.both_unkept.load(Relaxed) {
-            self.finish_with(&self.current(), routes)
-        } else {
-            self.routes.write(routes)
-        };
-        crash::point("after-routes");
-        self.routes_unkept.store(kept.is_err(), Relaxed);
-        let trouble = kept.as_ref().err().map(|error| format!("{path}: {error}"));
-        self.storage(Medium::Routes, trouble.map_or(Ok(()), Err));
-        kept.map_err(|error| Refusal::NotKept { path: path.to_string(), reason: error.to_string() })
-    }
-
-    /// As they are on disk; as they were, if they can't be read.
-    fn read_routes(&self, before: &Current) -> Routes {
-        self.routes.read().unwrap_or_else(|error| {
-            error!(%error, "the routes stay as they were");
-            before.routes.clone()
-        })
-    }
-
-    /// What both files are just becoming.
-    fn read_both(&self) -> Option<Both> {
-        self.both.read().unwrap_or_else(|error| {
-            error!(%error, "what was being restored is passed by");
-            None
-        })
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -697,15 +512,6 @@ impl Next {
             routes: routes.clone(),
         }
     }
-}
-
-/// What comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// For what must not be lost: a version gets more.
-    KeepFirst,
-    /// For what must not wait: a version gets less.
-    ServeFirst,
 }
 
 /// Who does what to what.
