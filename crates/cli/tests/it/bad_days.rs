@@ -135,7 +135,7 @@ async fn while_both_versions_fail_nobody_is_to_blame() {
     held_by(&backstop, "incident").await;
     let during = status(&backstop);
     assert_eq!((&during["phase"], &during["cause"]), (&json!("step 1"), &json!(null)));
-    until("somebody is told", || backstop.text().contains("incident: stable is in trouble")).await;
+    until("somebody is told", || backstop.text().contains("held up: incident: v1 is in trouble")).await;
     drop(load);
     first.clear_faults();
     second.clear_faults();
@@ -207,7 +207,7 @@ async fn a_broken_stable_version_can_be_left_but_not_gone_back_to() {
     first.clear_faults();
     backstop.ready().await;
     all_to_v1(&backstop).await;
-    refused(&backstop, &["rollback", "chat", "--to", "v2"], "the release under way goes back to `v1`");
+    refused(&backstop, &["rollback", "chat", "--to", "v2"], "`v2` was sent back by release");
 }
 
 #[tokio::test]
