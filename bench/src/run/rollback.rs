@@ -99,18 +99,21 @@ async fn round(setup: &Setup, load: &Load, expected: &Seen) -> Result<Figures> {
     let admin = Admin::new(setup.admin);
     admin.ask(Method::POST, "releases", &json!({ "to": "v2", "again": true })).await?;
     admin.until(|release| release["phase"] == "step 1").await?;
+    let deadline = Instant::now() + PATIENCE;
+    while !load.take().iter().any(|seen| seen.is_sent_back) {
+        ensure!(Instant::now() < deadline, "v2 gets no traffic");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let flowing = Arc::new(AtomicU32::new(0));
     let mut streams = JoinSet::new();
     for session in 0..STREAMS {
         let (port, flowing) = (setup.port, Arc::clone(&flowing));
         streams.spawn(async move { follow(port, session, &flowing).await });
     }
-    let deadline = Instant::now() + PATIENCE;
     while flowing.load(Ordering::Relaxed) < STREAMS {
         ensure!(Instant::now() < deadline, "not all streams have begun in time");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    ensure!(load.take().iter().any(|seen| seen.is_sent_back), "v2 had no traffic before it was sent back");
 
     // Nothing is written while somebody else writes.
     let lock = Connection::open(setup.scratch.path().join("bench.db"))?;

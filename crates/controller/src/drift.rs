@@ -56,7 +56,7 @@ pub(crate) fn of<'a>(current: impl Into<Served<'a>>, service: &str) -> Vec<Drift
 fn stable(current: Served<'_>, service: &str) -> Option<Drift> {
     let route = current.routes.of(current.config, service)?;
     let stable = &route.stable;
-    if current.config.version_digest(service, stable).is_none() {
+    if !current.config.versions(service).contains(stable) {
         let serves = current.config.stable(service)?;
         return Some(drift(
             format!("{stable} was made stable, and the configuration no longer has it: {serves} serves"),

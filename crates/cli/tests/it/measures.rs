@@ -175,7 +175,7 @@ async fn a_number_beyond_its_limit_sends_the_version_back_unless_both_are() {
     phase(&backstop, "step 1").await;
     prometheus.say(Says::Number("12"), Says::Number("12"));
     held(&backstop, "incident").await;
-    assert!(history(&backstop).contains("incident: stable is in trouble (queue)"), "{}", history(&backstop));
+    assert!(history(&backstop).contains("incident: v1 is in trouble (queue)"), "{}", history(&backstop));
     prometheus.say(Says::Number("1"), Says::Number("12.5"));
     let status = phase(&backstop, "verifying").await;
     assert_eq!(status["cause"], "regressed: queue");
