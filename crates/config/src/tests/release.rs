@@ -259,6 +259,10 @@ fn mistakes_about_what_is_measured() {
     );
     let twice = asks("{}").replace("X-Scope-OrgID: a b", "Authorization: Basic x");
     check_end(&twice, "prometheus.token: `token` is the header `authorization` too");
+    let no_name = asks("{}").replace("X-Scope-OrgID: a b", "x scope: a");
+    check_end(&no_name, "prometheus.headers.x scope: `x scope` is not the name of a header");
+    let no_name = asks("{}").replace("X-Scope-OrgID: a b", "x scope: a");
+    check_end(&no_name, "prometheus.headers.x scope: `x scope` is not the name of a header");
 }
 
 /// There is one problem, and it ends with `expected`.

@@ -23,6 +23,7 @@ pub(crate) struct Prometheus {
     pub(crate) token: Option<Secret>,
     /// Sent too, such as `x-scope-orgid`. Their values are never logged or shown.
     #[serde(default)]
+    #[schemars(extend("propertyNames" = { "type": "string", "format": "header-name" }, "x-default" = "none"))]
     pub(crate) headers: BTreeMap<HeaderName, SecretText>,
     /// Pause between two rounds of questions. What has not been answered for three of them is unknown.
     #[serde(default = "ten_seconds")]
