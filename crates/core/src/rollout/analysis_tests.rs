@@ -361,6 +361,17 @@ fn after_a_rollback_stable_has_to_be_as_well_as_before() {
     assert_eq!(after(19, 0, &mut analysis), None);
     assert_eq!(after(100, 2, &mut analysis), Some(true));
     assert_eq!(after(200, 40, &mut analysis), Some(false));
+    let slower = |slow: u64, event| {
+        let mut analysis = Analysis::new(&settings()).unwrap();
+        analysis.take(&report(1, 0, arm(1_000, vec![]), arm(100, vec![])), NOW, 0, 0);
+        let slow = BadCount { event: BadEvent::Slow(event), requests: slow, units: vec![], overflow: false };
+        analysis.take(&report(2, 5, arm(100, vec![slow]), arm(0, vec![])), NOW, 5, 0);
+        analysis.observe(0, (5, Some(60_000)), &UP, true).recovered
+    };
+    assert_eq!(slower(50, 2), Some(true), "not half of them take longer than 95 % did");
+    assert_eq!(slower(51, 2), Some(false));
+    assert_eq!(slower(51, 6), Some(false), "the next latency");
+    assert_eq!(slower(100, 0), Some(true), "longer than half of them did");
     let down = Readiness { stable: false, ..UP };
     assert_eq!(analysis.observe(0, (5, Some(60_000)), &down, true).recovered, Some(false));
 }

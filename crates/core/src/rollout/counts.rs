@@ -17,11 +17,17 @@ pub struct Counts {
     pub units: u64,
     /// By the order of [`EVENTS`].
     pub bad: [u64; EVENTS.len()],
+    /// Requests that took longer than 95 % did before the release, by [`SLOW`].
+    #[serde(default)]
+    pub slow: [u64; SLOW.len()],
 }
 
 /// Events that rates count.
 pub const EVENTS: [BadEvent; 5] =
     [BadEvent::Error, BadEvent::Rejected, BadEvent::Empty, BadEvent::Length, BadEvent::Filtered];
+
+/// Beyond the third limit of each latency, in the order of the guardrails.
+const SLOW: [BadEvent; 3] = [BadEvent::Slow(2), BadEvent::Slow(6), BadEvent::Slow(10)];
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Both {
@@ -58,7 +64,7 @@ impl Counts {
         self.requests += other.requests;
         self.ended += other.ended;
         self.units += other.units;
-        for (bad, more) in self.bad.iter_mut().zip(other.bad) {
+        for (bad, more) in self.bad.iter_mut().zip(other.bad).chain(self.slow.iter_mut().zip(other.slow)) {
             *bad += more;
         }
     }
@@ -91,6 +97,7 @@ fn sample(moments: Moments) -> Sample {
 }
 
 fn counts(arm: &ArmReport) -> Counts {
-    let bad = EVENTS.map(|event| arm.bad.iter().find(|bad| bad.event == event).map_or(0, |bad| bad.requests));
-    Counts { requests: arm.requests, ended: arm.ended, units: arm.units, bad }
+    let of = |event| arm.bad.iter().find(|bad| bad.event == event).map_or(0, |bad| bad.requests);
+    let (bad, slow) = (EVENTS.map(of), SLOW.map(of));
+    Counts { requests: arm.requests, ended: arm.ended, units: arm.units, bad, slow }
 }

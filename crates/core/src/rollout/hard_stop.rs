@@ -14,6 +14,8 @@ const CRASHES_WITHIN: u64 = 600_000;
 const ENOUGH_TO_RECOVER: u64 = 20;
 /// How much more often than before stable may fail and still be as well as before: a factor, and a share.
 const RECOVERED: (f64, f64) = (2.0, 0.01);
+/// If more of its requests take longer than 95 % did before the release, 0–1, it is not.
+const SLOW_AFTER: f64 = 0.5;
 
 /// Half of a version's requests failing within so long is trouble, whatever triggers there are.
 pub(super) const OUTAGE_WITHIN: u64 = 30_000;
@@ -83,7 +85,7 @@ impl Analysis {
         (crashes >= MOST_CRASHES).then(|| format!("it went down {crashes} times within ten minutes"))
     }
 
-    /// Whether stable fails no more in `step` than before.
+    /// Whether stable fails no more in `step` than before, and is about as fast.
     pub(super) fn recovered(&self, step: u32, age: u64, is_up: bool) -> Option<bool> {
         let (all, now) = (self.counts(None).stable, self.counts(Some(step)).stable);
         if !is_up {
@@ -97,6 +99,7 @@ impl Analysis {
         let share = |bad: u64, of: u64| if of == 0 { 0.0 } else { bad as f64 / of as f64 };
         let before = share(all.bad[0] - now.bad[0], all.ended - now.ended);
         let (factor, more) = RECOVERED;
-        Some(share(now.bad[0], now.ended) <= (before * factor).max(before + more))
+        let is_slow = now.slow.iter().any(|slow| share(*slow, now.ended) > SLOW_AFTER);
+        Some(!is_slow && share(now.bad[0], now.ended) <= (before * factor).max(before + more))
     }
 }
