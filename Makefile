@@ -34,7 +34,7 @@ test: ## run all tests, installing what they need
 	scripts/test
 
 test-rust: ## the Rust tests only
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 test-python: $(PIP_STAMP) ## the Python tests only: official SDK, real llama.cpp servers, promtool
 	@scripts/install_promtool

@@ -228,7 +228,7 @@ def test_a_file_that_does_not_load_gets_nothing(release, llama_pair, damaged, tm
         gateway.comes_to("rolled back", within=60)
         assert not traffic.by("v2")
         report = gateway.order("report", "chat")
-        assert "v2 is held up: the canary is not ready" in report and "v2 was sent back (expired)" in report, report
+        assert "v2 is held up: v2 is not ready" in report and "v2 was sent back (expired)" in report, report
 
 
 def test_a_file_that_does_not_load_any_more_is_a_hard_stop(release, llama_pair, damaged, tmp_path):
@@ -244,8 +244,9 @@ def test_a_file_that_does_not_load_any_more_is_a_hard_stop(release, llama_pair, 
         server.start()
         status = gateway.comes_to("rolled back", within=90)
         assert server.child.wait(30) != 0 and "model is corrupted or incomplete" in server.said()
-        assert status["cause"] == "hard stop: none of its endpoints can serve"
-        assert "hard stop: none of its endpoints can serve" in gateway.order("report", "chat")
+        # Depending on when it is looked at: it refuses connections, or fails while it loads.
+        assert status["cause"].startswith("hard stop: none of its endpoints can serve: "), status
+        assert status["cause"] in gateway.order("report", "chat")
         only_the_old_one(traffic)
 
 

@@ -135,7 +135,7 @@ fn log(what: &What) {
         }
         What::Table { revision } => info!(revision, "table applied"),
         What::Change { actor, action, subject, revision } => {
-            info!(actor, action, subject, revision, "changed by an operator");
+            info!(actor, action, subject, revision, "changed");
         }
         What::Refused { actor, action, subject, reason } => {
             warn!(actor, action, subject, reason, "change refused");

@@ -141,6 +141,16 @@ impl Backstop {
         self.child.wait().unwrap();
     }
 
+    /// Waits until it serves; `false` if it ends before that.
+    pub(crate) async fn serves(&mut self) -> bool {
+        until("serving, or the end", || self.logged("serving") || self.has_ended()).await;
+        let serves = self.logged("serving");
+        if serves {
+            self.serving().await;
+        }
+        serves
+    }
+
     pub(crate) async fn serving(&mut self) {
         until("serving", || self.logged("serving")).await;
         let line = self.log().into_iter().find(|line| line["message"] == "serving").unwrap();

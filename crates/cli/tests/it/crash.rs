@@ -219,9 +219,12 @@ async fn run(story: Arc<Story>, point: String) -> bool {
     }
     let directory = Directory::with(&config(&[&first, &second], story.release));
     let mut backstop = Backstop::start(&directory, &[], &[("BACKSTOP_CRASH_AT", point)]);
-    backstop.serving().await;
+    let crashed = !backstop.serves().await;
+    if crashed {
+        backstop.kill_and_restart().await;
+    }
     let clients = Clients::of(&backstop);
-    let mut witness = Witness { story, point, crashed: false, place: 0, counted: BTreeMap::new() };
+    let mut witness = Witness { story, point, crashed, place: 0, counted: BTreeMap::new() };
     loop {
         if backstop.has_ended() {
             assert!(!witness.crashed, "point {point}: it has ended by itself");
