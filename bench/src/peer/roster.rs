@@ -193,10 +193,12 @@ fn backstop_releasing(site: &Site) -> Launch {
 /// `more`: lines of the service.
 fn backstop_with(site: &Site, more: &str) -> Launch {
     let Site { port, second_port, upstream, .. } = site;
+    let directory = site.directory.display();
     let config = format!(
         r#"listen: 127.0.0.1:{port}
 admin: {{ listen: 127.0.0.1:{second_port} }}
 store: "memory:"
+state_dir: "{directory}/state-{port}"
 services:
   - name: bench
     models: [bench]
