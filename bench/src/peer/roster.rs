@@ -171,29 +171,28 @@ backend bench
 }
 
 fn backstop(site: &Site) -> Launch {
-    backstop_with(site, "")
+    backstop_with(site, &["v1"], "")
 }
 
 fn backstop_without_resume(site: &Site) -> Launch {
-    backstop_with(site, "    resume: { attempts: 0 }\n")
+    backstop_with(site, &["v1"], "    resume: { attempts: 0 }\n")
 }
 
 /// Both versions are the same upstream, so that nothing else differs.
 fn backstop_releasing(site: &Site) -> Launch {
-    let launch = backstop_with(
-        site,
-        "    release: { steps: [{ weight: 50%, hold: 1h }, { weight: 100% }], alpha: 0.000001 }\n",
-    );
-    let url = format!("http://127.0.0.1:{}", site.upstream);
-    let second = format!(", {{ name: v2, endpoints: [{{ url: \"{url}\", engine: vllm }}] }}]");
-    let file = launch.file.map(|(name, text)| (name, text.replacen("}] }]", &format!("}}] }}{second}"), 1)));
-    Launch { file, releases: Some(site.second_port), ..launch }
+    let release = "    release: { steps: [{ weight: 50%, hold: 1h }, { weight: 100% }], alpha: 0.000001 }\n";
+    Launch { releases: Some(site.second_port), ..backstop_with(site, &["v1", "v2"], release) }
 }
 
 /// `more`: lines of the service.
-fn backstop_with(site: &Site, more: &str) -> Launch {
+fn backstop_with(site: &Site, versions: &[&str], more: &str) -> Launch {
     let Site { port, second_port, upstream, .. } = site;
     let directory = site.directory.display();
+    let version = |name| {
+        format!(r#"{{ name: {name}, endpoints: [{{ url: "http://127.0.0.1:{upstream}", engine: vllm }}] }}"#)
+    };
+    let versions: Vec<String> = versions.iter().map(version).collect();
+    let versions = versions.join(", ");
     let config = format!(
         r#"listen: 127.0.0.1:{port}
 admin: {{ listen: 127.0.0.1:{second_port} }}
@@ -202,7 +201,7 @@ state_dir: "{directory}/state-{port}"
 services:
   - name: bench
     models: [bench]
-    versions: [{{ name: v1, endpoints: [{{ url: "http://127.0.0.1:{upstream}", engine: vllm }}] }}]
+    versions: [{versions}]
     timeouts: {{ first_token: 60s, inter_token: 120s, total: 24h }}
 {more}"#
     );

@@ -7,6 +7,7 @@ use backstop_core::rollout::Query;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::http::HeaderText;
 use crate::units::{Complaint, Percent, Unit, unit};
 
 /// A number, or a share with its sign.
@@ -157,12 +158,9 @@ impl Unit for SecretText {
     const EXPECTED: &'static str = "the value of the header, usually with `\"${NAME}\"` from the environment";
 
     fn parse(text: &str) -> Result<Self, Complaint> {
-        let valid = text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
-        if valid && !text.is_empty() && text.trim() == text {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(Complaint::new("is not the value of a header", Self::EXPECTED))
-        }
+        let HeaderText(value) = HeaderText::parse(text)
+            .map_err(|_| Complaint::new("is not the value of a header", Self::EXPECTED))?;
+        Ok(Self(value))
     }
 }
 
